@@ -1,0 +1,219 @@
+//! Reads a client's leaf certificate: who it says it is, and which key it carries.
+//!
+//! A certificate is a carrier here, not a credential: possession of its key was proved by the TLS
+//! handshake, and what that key may do is in a signed row. So neither the chain nor the validity
+//! dates are looked at.
+
+use std::fmt;
+use std::str::FromStr;
+
+use p256::pkcs8::der::Decode as _;
+use p256::pkcs8::der::asn1::Utf8StringRef;
+use x509_parser::asn1_rs::Oid;
+use x509_parser::pem::parse_x509_pem;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::identity::Identity;
+use crate::spki::Spki;
+
+/// Largest PEM text that is looked at, in bytes.
+pub const MAX_PEM_BYTES: usize = 64 * 1024;
+
+/// The extension that holds an agent's identity, in dotted notation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtensionOid(Oid<'static>);
+
+/// Not an object identifier in dotted notation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not an object identifier in dotted notation, such as 1.3.6.1.4.1.57264.1.1")]
+pub struct OidError;
+
+impl FromStr for ExtensionOid {
+    type Err = OidError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Oid::from_str(text).map(Self).map_err(|_| OidError)
+    }
+}
+
+impl fmt::Display for ExtensionOid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.to_id_string().fmt(f)
+    }
+}
+
+/// What a leaf certificate says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leaf {
+    /// From the identity extension.
+    pub identity: Identity,
+    /// The exact bytes of its public key.
+    pub spki: Spki,
+}
+
+/// Why a certificate names nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CertificateError {
+    /// Not one PEM block with one DER certificate and nothing else.
+    #[error("certificate can't be parsed")]
+    Unparseable,
+    /// No extension with the configured OID.
+    #[error("certificate has no identity extension")]
+    ExtensionMissing,
+    /// Twice there, or not exactly one DER `UTF8String` that is an identity.
+    #[error("identity extension is not exactly one DER UTF8String of 1 to 256 bytes")]
+    ExtensionInvalid,
+}
+
+impl Leaf {
+    /// Reads the one certificate in `pem`; its identity is taken from the extension `oid`.
+    pub fn from_pem(pem: &[u8], oid: &ExtensionOid) -> Result<Self, CertificateError> {
+        if pem.len() > MAX_PEM_BYTES {
+            return Err(CertificateError::Unparseable);
+        }
+        let (rest, block) = parse_x509_pem(pem).map_err(|_| CertificateError::Unparseable)?;
+        if block.label != "CERTIFICATE" || !rest.iter().all(u8::is_ascii_whitespace) {
+            return Err(CertificateError::Unparseable);
+        }
+        Self::from_der(&block.contents, oid)
+    }
+
+    /// As [`Leaf::from_pem`], from the DER bytes.
+    pub fn from_der(der: &[u8], oid: &ExtensionOid) -> Result<Self, CertificateError> {
+        let (rest, certificate) =
+            X509Certificate::from_der(der).map_err(|_| CertificateError::Unparseable)?;
+        if !rest.is_empty() {
+            return Err(CertificateError::Unparseable);
+        }
+        let identity = identity(&certificate, oid)?;
+        let spki = Spki::from_der(certificate.public_key().raw)
+            .map_err(|_| CertificateError::Unparseable)?;
+        Ok(Self { identity, spki })
+    }
+}
+
+fn identity(
+    certificate: &X509Certificate<'_>,
+    oid: &ExtensionOid,
+) -> Result<Identity, CertificateError> {
+    let mut found = certificate
+        .extensions()
+        .iter()
+        .filter(|extension| extension.oid == oid.0);
+    let extension = found.next().ok_or(CertificateError::ExtensionMissing)?;
+    if found.next().is_some() {
+        return Err(CertificateError::ExtensionInvalid);
+    }
+    // The `der` crate: x509-parser's own ASN.1 types also take BER's longer forms of a length.
+    Utf8StringRef::from_der(extension.value)
+        .ok()
+        .and_then(|text| Identity::parse(text.as_str()).ok())
+        .ok_or(CertificateError::ExtensionInvalid)
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, CustomExtension, KeyPair, PublicKeyData as _};
+
+    use super::*;
+
+    const OID: &[u64] = &[1, 3, 6, 1, 4, 1, 57264, 1, 1];
+
+    fn oid() -> ExtensionOid {
+        "1.3.6.1.4.1.57264.1.1".parse().unwrap()
+    }
+
+    fn certificate(values: &[&[u8]]) -> (String, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        for value in values {
+            params
+                .custom_extensions
+                .push(CustomExtension::from_oid_content(OID, value.to_vec()));
+        }
+        (params.self_signed(&key).unwrap().pem(), key)
+    }
+
+    #[test]
+    fn identity_and_exact_key_are_read() {
+        let (pem, key) = certificate(&[b"\x0c\x0bagent-alpha"]);
+        let leaf = Leaf::from_pem(pem.as_bytes(), &oid()).unwrap();
+        assert_eq!(leaf.identity.as_str(), "agent-alpha");
+        assert_eq!(leaf.spki.as_der(), key.subject_public_key_info());
+    }
+
+    #[test]
+    fn extension_must_be_exactly_one_utf8_string() {
+        use CertificateError::*;
+        let long: Vec<u8> = [b"\x0c\x82\x0b\xb8".as_slice(), &[b'a'; 3000]].concat();
+        let limit: Vec<u8> = [b"\x0c\x82\x01\x00".as_slice(), &[b'a'; 256]].concat();
+        for (values, expected) in [
+            (vec![], Err(ExtensionMissing)),
+            (vec![b"\x13\x05agent".as_slice()], Err(ExtensionInvalid)),
+            (vec![b"\x0c\x05agent!"], Err(ExtensionInvalid)),
+            (vec![b"\x0c\x06agent"], Err(ExtensionInvalid)),
+            (vec![b"\x0c\x00"], Err(ExtensionInvalid)),
+            (vec![b""], Err(ExtensionInvalid)),
+            (vec![b"agent"], Err(ExtensionInvalid)),
+            (vec![b"\x0c\x02\xff\xfe"], Err(ExtensionInvalid)),
+            (vec![b"\x0c\x03a\nb"], Err(ExtensionInvalid)),
+            (vec![b"\x2c\x07\x0c\x05agent"], Err(ExtensionInvalid)),
+            (vec![b"\x0c\x80agent\x00\x00"], Err(ExtensionInvalid)),
+            (vec![b"\x0c\x81\x05agent"], Err(ExtensionInvalid)),
+            (vec![b"\x0c\x05agent\x0c\x05other"], Err(ExtensionInvalid)),
+            (
+                vec![b"\x0c\x05agent", b"\x0c\x05agent"],
+                Err(ExtensionInvalid),
+            ),
+            (
+                vec![b"\x0c\x05agent", b"\x0c\x05other"],
+                Err(ExtensionInvalid),
+            ),
+            (vec![&long], Err(ExtensionInvalid)),
+            (vec![&limit], Ok("a".repeat(256))),
+            (vec![b"\x0c\x05Agent"], Ok("Agent".to_owned())),
+        ] {
+            let (pem, _) = certificate(&values);
+            let read = Leaf::from_pem(pem.as_bytes(), &oid());
+            assert_eq!(
+                read.map(|leaf| leaf.identity.as_str().to_owned()),
+                expected,
+                "{values:x?}"
+            );
+        }
+    }
+
+    #[test]
+    fn other_extensions_do_not_name_anybody() {
+        let (pem, _) = certificate(&[b"\x0c\x05agent"]);
+        let other: ExtensionOid = "1.3.6.1.4.1.57264.1.2".parse().unwrap();
+        assert_eq!(
+            Leaf::from_pem(pem.as_bytes(), &other),
+            Err(CertificateError::ExtensionMissing)
+        );
+    }
+
+    #[test]
+    fn anything_but_one_certificate_is_unparseable() {
+        let (pem, key) = certificate(&[b"\x0c\x05agent"]);
+        for bad in [
+            String::new(),
+            "garbage".to_owned(),
+            format!("{pem}{pem}"),
+            format!("{pem}trailing"),
+            pem.replace("CERTIFICATE", "TRUSTED CERTIFICATE"),
+            pem.replace("MII", "MIJ"),
+            key.serialize_pem(),
+            format!("{}{pem}", "\n".repeat(MAX_PEM_BYTES)),
+        ] {
+            let read = Leaf::from_pem(bad.as_bytes(), &oid());
+            assert_eq!(read, Err(CertificateError::Unparseable), "{bad}");
+        }
+    }
+
+    #[test]
+    fn oid_is_dotted_notation() {
+        assert_eq!(oid().to_string(), "1.3.6.1.4.1.57264.1.1");
+        assert_eq!("identity".parse::<ExtensionOid>(), Err(OidError));
+    }
+}

@@ -1,0 +1,201 @@
+//! The decision: what the registry says, what is asked and the time in, allow or deny out.
+
+use crate::certificate::CertificateError;
+use crate::destination::Destination;
+use crate::identity::Identity;
+use crate::key::{PrincipalKey, SignatureInvalid, Verified};
+use crate::permission::Permission;
+use crate::reason::Reason;
+use crate::spki::Spki;
+use crate::time::{Position, Timestamp, Window};
+
+/// A tunnel that was allowed ends after this long at the latest, in microseconds (24 h).
+const MAX_TUNNEL_MICROS: i64 = 24 * 60 * 60 * 1_000_000;
+
+/// Who asks for what.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Request {
+    /// From the certificate's extension.
+    pub identity: Identity,
+    /// The key that the TLS handshake proved.
+    pub spki: Spki,
+    /// From the CONNECT's authority.
+    pub destination: Destination,
+}
+
+/// What the registry says about a request: candidate rows, in the order of preference.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// Rows for the request's identity, key and destination; any one that passes allows.
+    pub candidates: Vec<Candidate>,
+}
+
+/// A permission row together with what its validity hangs on.
+///
+/// Everything that doesn't depend on the time is settled when this is made, signature included.
+#[derive(Debug, Clone)]
+pub struct Candidate {
+    permission: Permission,
+    revoked: bool,
+    signer: Option<Signer>,
+    proof: Result<Verified<Permission>, SignatureInvalid>,
+    scopes: Vec<Scope>,
+}
+
+/// A registered principal's key.
+#[derive(Debug, Clone)]
+pub struct Signer {
+    /// The key itself.
+    pub key: PrincipalKey,
+    /// When its signatures count.
+    pub window: Window,
+    /// Taken back.
+    pub revoked: bool,
+}
+
+/// A destination that a key may delegate.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    /// The destination.
+    pub destination: Destination,
+    /// When; it must also cover a permission's whole window.
+    pub window: Window,
+    /// Taken back.
+    pub revoked: bool,
+}
+
+/// Yes or no.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Decision<'a> {
+    /// This permission allows it.
+    Allow(Permit<'a>),
+    /// Nothing allows it.
+    Deny(Reason),
+}
+
+/// Leave to open one tunnel; only [`judge`] makes one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Permit<'a> {
+    permission: &'a Verified<Permission>,
+    ends_at: Timestamp,
+}
+
+impl<'a> Permit<'a> {
+    /// The permission that allows the tunnel.
+    pub fn permission(&self) -> &'a Permission {
+        self.permission.get()
+    }
+
+    /// When the tunnel must end: the earliest end of permission, key and scope, or 24 h from now.
+    pub fn ends_at(&self) -> Timestamp {
+        self.ends_at
+    }
+}
+
+impl Candidate {
+    /// Puts a row and what it hangs on together, and checks the signature.
+    ///
+    /// `signer` is the registered key that the row names, or `None` where there is none that can
+    /// be used.
+    pub fn new(
+        permission: Permission,
+        revoked: bool,
+        signature_der: &[u8],
+        signer: Option<Signer>,
+        scopes: Vec<Scope>,
+    ) -> Self {
+        let proof = match &signer {
+            Some(signer) => Verified::new(permission.clone(), signature_der, &signer.key),
+            None => Err(SignatureInvalid),
+        };
+        Self {
+            permission,
+            revoked,
+            signer,
+            proof,
+            scopes,
+        }
+    }
+
+    /// The row, as stored.
+    pub fn permission(&self) -> &Permission {
+        &self.permission
+    }
+}
+
+/// Decides `request` at the time `now`.
+///
+/// Of several candidates the first that passes allows; a deny reports the reason of the one that
+/// got furthest.
+pub fn decide<'a>(facts: &'a Facts, request: &Request, now: Timestamp) -> Decision<'a> {
+    let mut furthest = Reason::NoPermission;
+    for candidate in &facts.candidates {
+        match judge(candidate, request, now) {
+            Ok(permit) => return Decision::Allow(permit),
+            Err(reason) => furthest = furthest.max(reason),
+        }
+    }
+    Decision::Deny(furthest)
+}
+
+/// Holds one candidate against a request, in the order of [`Reason`]'s variants.
+pub fn judge<'a>(
+    candidate: &'a Candidate,
+    request: &Request,
+    now: Timestamp,
+) -> Result<Permit<'a>, Reason> {
+    let row = &candidate.permission;
+    let matches = row.subject_identity == request.identity
+        && row.subject_spki == request.spki
+        && row.destination == request.destination;
+    if !matches {
+        return Err(Reason::NoPermission);
+    }
+    match row.window.position(now) {
+        Position::Before => return Err(Reason::PermissionNotYetValid),
+        Position::After => return Err(Reason::PermissionExpired),
+        Position::Within => {}
+    }
+    if candidate.revoked {
+        return Err(Reason::PermissionRevoked);
+    }
+    let signer = candidate.signer.as_ref().ok_or(Reason::SigningKeyUnknown)?;
+    if signer.revoked || signer.window.position(now) != Position::Within {
+        return Err(Reason::SigningKeyInactive);
+    }
+    let permission = candidate
+        .proof
+        .as_ref()
+        .map_err(|SignatureInvalid| Reason::SignatureInvalid)?;
+    let in_scope = candidate.scopes.iter().any(|scope| {
+        !scope.revoked
+            && scope.destination == request.destination
+            && scope.window.position(now) == Position::Within
+            && scope.window.covers(&row.window)
+    });
+    if !in_scope {
+        return Err(Reason::ScopeMissing);
+    }
+    // A scope that covers the permission's window never ends before it.
+    let ends_at = now
+        .saturating_add_micros(MAX_TUNNEL_MICROS)
+        .min(row.window.not_after())
+        .min(signer.window.not_after());
+    Ok(Permit {
+        permission,
+        ends_at,
+    })
+}
+
+impl From<CertificateError> for Reason {
+    fn from(error: CertificateError) -> Self {
+        match error {
+            CertificateError::Unparseable => Self::CertificateUnparseable,
+            CertificateError::ExtensionMissing => Self::IdentityExtensionMissing,
+            CertificateError::ExtensionInvalid => Self::IdentityExtensionInvalid,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
