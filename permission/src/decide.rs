@@ -28,6 +28,9 @@ pub struct Request {
 pub struct Facts {
     /// Rows for the request's identity, key and destination; any one that passes allows.
     pub candidates: Vec<Candidate>,
+    /// How many further rows there are that hold what can't be signed (a control character, a
+    /// destination not in normal form): they never allow, and count as wrongly signed.
+    pub unreadable: usize,
 }
 
 /// A permission row together with what its validity hangs on.
@@ -128,7 +131,12 @@ impl Candidate {
 /// Of several candidates the first that passes allows; a deny reports the reason of the one that
 /// got furthest.
 pub fn decide<'a>(facts: &'a Facts, request: &Request, now: Timestamp) -> Decision<'a> {
-    let mut furthest = Reason::NoPermission;
+    let unreadable = facts.unreadable > 0;
+    let mut furthest = if unreadable {
+        Reason::SignatureInvalid
+    } else {
+        Reason::NoPermission
+    };
     for candidate in &facts.candidates {
         match judge(candidate, request, now) {
             Ok(permit) => return Decision::Allow(permit),

@@ -249,6 +249,22 @@ fn a_scope_that_fails_does_not_hide_one_that_covers() {
 }
 
 #[test]
+fn rows_that_cannot_be_signed_count_as_wrongly_signed_and_hide_no_good_one() {
+    let decide_with = |rows: Vec<Row>| {
+        let facts = Facts {
+            unreadable: 1,
+            ..facts(rows)
+        };
+        match decide(&facts, &request(), hours(15)) {
+            Decision::Allow(_) => None,
+            Decision::Deny(reason) => Some(reason),
+        }
+    };
+    assert_eq!(decide_with(vec![]), Some(Reason::SignatureInvalid));
+    assert_eq!(decide_with(vec![Row::good()]), None);
+}
+
+#[test]
 fn a_tunnel_ends_with_the_earliest_of_permission_key_and_a_day() {
     let ends = |row: Row, now| match decide(&facts([row]), &request(), now) {
         Decision::Allow(permit) => permit.ends_at(),

@@ -1,0 +1,131 @@
+//! The service's pool of read-only connections.
+
+use std::str::FromStr as _;
+use std::time::Duration;
+
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::{Connection as _, Executor as _, PgConnection};
+use tokio::time::{Instant, timeout};
+
+use crate::schema::{self, SchemaError};
+
+/// How to reach the registry, and how long to wait for it.
+#[derive(Clone)]
+pub struct Options {
+    /// `postgres://…`; holds a password, so there is no `Debug` for this type.
+    pub url: String,
+    /// Most connections held at a time.
+    pub max_connections: u32,
+    /// Longest wait for the first connection, at start.
+    pub connect_timeout: Duration,
+    /// Longest wait for a connection from the pool.
+    pub acquire_timeout: Duration,
+    /// Longest a query may run, here and in the server.
+    pub query_timeout: Duration,
+}
+
+/// Why the registry couldn't be opened at start.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Not a `postgres://` URL; the text is not repeated, for it may hold a password.
+    #[error("database url is not a valid postgres url")]
+    BadUrl,
+    /// No connection in time.
+    #[error("database did not answer within {0:?}")]
+    TimedOut(Duration),
+    /// Refused, unknown host, wrong password, …
+    #[error("database can't be reached: {0}")]
+    Unreachable(#[source] sqlx::Error),
+    /// Reached, but not usable.
+    #[error(transparent)]
+    Schema(#[from] SchemaError),
+}
+
+/// Reads the registry for decisions, with SELECT alone.
+#[derive(Clone, Debug)]
+pub struct Reader {
+    pub(crate) pool: PgPool,
+    pub(crate) acquire_timeout: Duration,
+    pub(crate) query_timeout: Duration,
+    pub(crate) max_connections: u32,
+}
+
+/// A connection idle for longer is asked whether it still lives before it is used: after a
+/// restart of the database the pool is full of dead ones. Busy ones are spared the round trip.
+const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+
+impl Reader {
+    /// Connects, and makes sure that the schema is the one this program knows.
+    pub async fn open(options: &Options) -> Result<Self, OpenError> {
+        let connect = connect_options(&options.url)?;
+        let millis = options.query_timeout.as_millis();
+        // Not as start-up parameters: connection poolers refuse those they don't know.
+        let session =
+            format!("SET statement_timeout = {millis}; SET default_transaction_read_only = on");
+        let pool = PgPoolOptions::new()
+            .max_connections(options.max_connections)
+            .acquire_timeout(options.acquire_timeout)
+            .test_before_acquire(false)
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    Ok(meta.idle_for < TRUSTED_IDLE || connection.ping().await.is_ok())
+                })
+            })
+            .after_connect(move |connection, _| {
+                let session = session.clone();
+                Box::pin(async move {
+                    connection.execute(sqlx::AssertSqlSafe(session)).await?;
+                    Ok(())
+                })
+            })
+            .connect_lazy_with(connect.clone());
+
+        let first = timeout(
+            options.connect_timeout,
+            PgConnection::connect_with(&connect),
+        );
+        let mut first = first
+            .await
+            .map_err(|_| OpenError::TimedOut(options.connect_timeout))?
+            .map_err(OpenError::Unreachable)?;
+        schema::check(&mut first).await?;
+        if let Err(error) = first.close().await {
+            tracing::debug!(%error, "start-up connection closed untidily");
+        }
+
+        Ok(Self {
+            pool,
+            acquire_timeout: options.acquire_timeout,
+            query_timeout: options.query_timeout,
+            max_connections: options.max_connections,
+        })
+    }
+
+    /// Whether the registry answers now and still has the right schema; ends by `deadline`.
+    pub async fn is_ready(&self, deadline: Instant) -> bool {
+        self.run(deadline, async |connection| {
+            schema::read_version(connection).await
+        })
+        .await
+        .is_ok_and(|version| version == Some(schema::SCHEMA_VERSION))
+    }
+
+    /// Whether the role this service connects as could change permissions.
+    pub async fn can_write(&self, deadline: Instant) -> Option<bool> {
+        self.run(deadline, async |connection| {
+            sqlx::query_scalar::<_, bool>(
+                "SELECT has_table_privilege('permission_registry', 'INSERT, UPDATE, DELETE')",
+            )
+            .fetch_one(connection)
+            .await
+        })
+        .await
+        .ok()
+    }
+}
+
+pub(crate) fn connect_options(url: &str) -> Result<PgConnectOptions, OpenError> {
+    PgConnectOptions::from_str(url)
+        .map(|options| options.application_name("agent-gateway"))
+        .map_err(|_| OpenError::BadUrl)
+}

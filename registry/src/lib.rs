@@ -1,0 +1,18 @@
+//! The signed registry in Postgres: rows, queries and migrations.
+//!
+//! The only crate that speaks SQL. It turns rows into the domain types of `permission` and
+//! decides nothing: what a row is worth is `permission::decide`'s to say.
+
+#![forbid(unsafe_code)]
+
+mod connection;
+mod listing;
+mod lookup;
+mod schema;
+mod writer;
+
+pub use connection::{OpenError, Options, Reader};
+pub use listing::{KeyEntry, PermissionEntry, ScopeEntry};
+pub use lookup::LookupError;
+pub use schema::{MigrateError, SCHEMA_VERSION, SchemaError, migrate};
+pub use writer::{RevokeFilter, WriteError, Writer};

@@ -1,0 +1,225 @@
+//! The read behind each decision: everything about one request, in one statement.
+
+use std::time::Duration;
+
+use permission::{
+    Candidate, Facts, Id, Identity, Permission, PrincipalKey, Request, Scope, Signer, Spki,
+    Timestamp, Window,
+};
+use sqlx::PgConnection;
+use tokio::time::{Instant, timeout_at};
+
+use crate::connection::Reader;
+
+/// Why the registry gave no answer. None of these may become an allow.
+#[derive(Debug, thiserror::Error)]
+pub enum LookupError {
+    /// No free connection, or no answer, in time.
+    #[error("registry did not answer in time")]
+    TimedOut,
+    /// The connection or the query failed.
+    #[error("registry can't be read: {0}")]
+    Failed(#[from] sqlx::Error),
+}
+
+/// One candidate row with its key and the windows of its scopes, all as stored.
+///
+/// Times are microseconds since the Unix epoch, so that none can be misread on the way.
+#[derive(sqlx::FromRow)]
+struct CandidateRow {
+    permission_id: String,
+    signing_key_id: String,
+    subject_identity: String,
+    subject_public_key_spki_der: Vec<u8>,
+    destination: String,
+    not_before: i64,
+    not_after: i64,
+    revoked: bool,
+    signature: Vec<u8>,
+    key_algorithm: Option<String>,
+    key_spki_der: Option<Vec<u8>>,
+    key_not_before: Option<i64>,
+    key_not_after: Option<i64>,
+    key_revoked: bool,
+    scope_not_before: Vec<i64>,
+    scope_not_after: Vec<i64>,
+    scope_revoked: Vec<bool>,
+}
+
+/// At most 16 permissions, the ones most likely to allow first, and 16 scopes of each one's key.
+const SELECT_CANDIDATES: &str = "
+SELECT p.permission_id, p.signing_key_id, p.subject_identity, p.subject_public_key_spki_der,
+       p.destination,
+       (extract(epoch FROM p.not_before) * 1000000)::int8 AS not_before,
+       (extract(epoch FROM p.not_after) * 1000000)::int8 AS not_after,
+       p.revoked_at IS NOT NULL AS revoked,
+       p.signature,
+       k.algorithm AS key_algorithm,
+       k.public_key_spki_der AS key_spki_der,
+       (extract(epoch FROM k.not_before) * 1000000)::int8 AS key_not_before,
+       (extract(epoch FROM k.not_after) * 1000000)::int8 AS key_not_after,
+       k.revoked_at IS NOT NULL AS key_revoked,
+       coalesce(s.not_before, '{}') AS scope_not_before,
+       coalesce(s.not_after, '{}') AS scope_not_after,
+       coalesce(s.revoked, '{}') AS scope_revoked
+FROM (
+    SELECT * FROM permission_registry
+    WHERE subject_identity = $1 AND destination = $2 AND subject_public_key_spki_der = $3
+    ORDER BY (revoked_at IS NULL) DESC, not_after DESC
+    LIMIT 16
+) p
+LEFT JOIN principal_signing_keys k ON k.key_id = p.signing_key_id
+LEFT JOIN LATERAL (
+    SELECT array_agg((extract(epoch FROM c.not_before) * 1000000)::int8) AS not_before,
+           array_agg((extract(epoch FROM c.not_after) * 1000000)::int8) AS not_after,
+           array_agg(c.revoked_at IS NOT NULL) AS revoked
+    FROM (
+        SELECT not_before, not_after, revoked_at FROM principal_key_permissions
+        WHERE signing_key_id = p.signing_key_id AND destination = p.destination
+        ORDER BY (revoked_at IS NULL) DESC, not_after DESC
+        LIMIT 16
+    ) c
+) s ON true
+ORDER BY (p.revoked_at IS NULL) DESC, p.not_after DESC";
+
+impl Reader {
+    /// Reads all that a decision about `request` needs; ends by `deadline`.
+    pub async fn facts(&self, request: &Request, deadline: Instant) -> Result<Facts, LookupError> {
+        let destination = request.destination.to_string();
+        let rows = self
+            .run(deadline, async |connection| {
+                sqlx::query_as::<_, CandidateRow>(SELECT_CANDIDATES)
+                    .bind(request.identity.as_str())
+                    .bind(&destination)
+                    .bind(request.spki.as_der())
+                    .fetch_all(connection)
+                    .await
+            })
+            .await?;
+        let mut facts = Facts::default();
+        for row in &rows {
+            match row.to_candidate() {
+                Ok(candidate) => facts.candidates.push(candidate),
+                Err(column) => {
+                    facts.unreadable += 1;
+                    tracing::warn!(
+                        table = "permission_registry",
+                        column,
+                        permission.id = row.permission_id.escape_debug().to_string(),
+                        "a row holds what can't be signed, and is taken as unsigned"
+                    );
+                }
+            }
+        }
+        Ok(facts)
+    }
+
+    /// Runs one read on a pooled connection, within the acquire and query timeouts and `deadline`.
+    ///
+    /// A connection that proves dead is dropped and the read tried on another: after a restart of
+    /// the database every pooled one may be dead.
+    pub(crate) async fn run<T>(
+        &self,
+        deadline: Instant,
+        read: impl AsyncFn(&mut PgConnection) -> Result<T, sqlx::Error>,
+    ) -> Result<T, LookupError> {
+        let until = |limit: Duration| deadline.min(Instant::now() + limit);
+        let mut dead = 0;
+        loop {
+            let acquired = timeout_at(until(self.acquire_timeout), self.pool.acquire()).await;
+            let mut connection = match acquired {
+                Ok(Ok(connection)) => connection,
+                Ok(Err(sqlx::Error::PoolTimedOut)) | Err(_) => return Err(LookupError::TimedOut),
+                Ok(Err(error)) => return Err(error.into()),
+            };
+            match timeout_at(until(self.query_timeout), read(&mut connection)).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(error)) if is_dead(&error) && dead < self.max_connections => {
+                    dead += 1;
+                    connection.close_on_drop();
+                }
+                Ok(Err(error)) => return Err(error.into()),
+                Err(_) => {
+                    // Its answer may still come: never to be taken for another query's.
+                    connection.close_on_drop();
+                    return Err(LookupError::TimedOut);
+                }
+            }
+        }
+    }
+}
+
+/// Whether the connection, and not the query, is at fault.
+fn is_dead(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) => true,
+        // Class 57, operator intervention: 57P01 admin_shutdown, 57P02 crash_shutdown.
+        sqlx::Error::Database(error) => {
+            matches!(error.code().as_deref(), Some("57P01" | "57P02"))
+        }
+        _ => false,
+    }
+}
+
+impl CandidateRow {
+    /// The domain's view of a row, or the column that holds what no permission can hold.
+    fn to_candidate(&self) -> Result<Candidate, &'static str> {
+        let permission = Permission {
+            permission_id: Id::parse(&self.permission_id).map_err(|_| "permission_id")?,
+            signing_key_id: Id::parse(&self.signing_key_id).map_err(|_| "signing_key_id")?,
+            subject_identity: Identity::parse(&self.subject_identity)
+                .map_err(|_| "subject_identity")?,
+            subject_spki: Spki::from_der(&self.subject_public_key_spki_der)
+                .map_err(|_| "subject_public_key_spki_der")?,
+            destination: permission::Destination::from_normal_form(&self.destination)
+                .ok_or("destination")?,
+            window: window(self.not_before, self.not_after).ok_or("not_before")?,
+        };
+        let scopes = (self.scope_not_before.iter().zip(&self.scope_not_after))
+            .zip(&self.scope_revoked)
+            .filter_map(|((not_before, not_after), revoked)| {
+                Some(Scope {
+                    destination: permission.destination.clone(),
+                    window: window(*not_before, *not_after)?,
+                    revoked: *revoked,
+                })
+            })
+            .collect();
+        Ok(Candidate::new(
+            permission,
+            self.revoked,
+            &self.signature,
+            self.signer(),
+            scopes,
+        ))
+    }
+
+    /// The row's key, if it is registered and one that can be used.
+    fn signer(&self) -> Option<Signer> {
+        let (algorithm, spki) = (
+            self.key_algorithm.as_deref()?,
+            self.key_spki_der.as_deref()?,
+        );
+        let key = PrincipalKey::from_stored(algorithm, spki)
+            .inspect_err(|error| {
+                tracing::warn!(
+                    table = "principal_signing_keys",
+                    signing_key.id = self.signing_key_id.escape_debug().to_string(),
+                    %error,
+                    "a registered key can't be used"
+                );
+            })
+            .ok()?;
+        let window = window(self.key_not_before?, self.key_not_after?)?;
+        Some(Signer {
+            key,
+            window,
+            revoked: self.key_revoked,
+        })
+    }
+}
+
+pub(crate) fn window(not_before: i64, not_after: i64) -> Option<Window> {
+    let not_before = Timestamp::from_unix_micros(not_before).ok()?;
+    Window::new(not_before, Timestamp::from_unix_micros(not_after).ok()?).ok()
+}

@@ -1,0 +1,275 @@
+//! What principals and admins do to the registry: register, delegate, grant, revoke, list.
+
+use std::time::Duration;
+
+use permission::{
+    Destination, ECDSA_P256_SHA256, Id, Identity, Permission, PrincipalKey, Scope, Signer, Spki,
+    Timestamp, Window,
+};
+use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
+use tokio::time::timeout;
+
+use crate::connection::{OpenError, connect_options};
+use crate::lookup::window;
+use crate::schema;
+
+/// Longest wait for the database, connecting included.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest a statement of the CLI may run.
+const STATEMENT_TIMEOUT: &str = "30s";
+
+/// Why a change was refused or failed; nothing of it was done.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The id, or the public key, is already registered for something else.
+    #[error("{0} is already registered")]
+    Exists(&'static str),
+    /// The role may not change the registry, or the database is read-only.
+    #[error("this database role may not change the registry: {0}")]
+    Forbidden(#[source] sqlx::Error),
+    /// A row that can't be what it should be.
+    #[error("table {table}, column {column}: unusable value in row {row}")]
+    Inconsistent {
+        /// Where.
+        table: &'static str,
+        /// Where in it.
+        column: &'static str,
+        /// Which row.
+        row: String,
+    },
+    /// Anything else the database says.
+    #[error("database failed: {0}")]
+    Failed(#[source] sqlx::Error),
+}
+
+impl From<sqlx::Error> for WriteError {
+    fn from(error: sqlx::Error) -> Self {
+        let code = error
+            .as_database_error()
+            .and_then(sqlx::error::DatabaseError::code);
+        match code.as_deref() {
+            // insufficient_privilege, read_only_sql_transaction
+            Some("42501" | "25006") => Self::Forbidden(error),
+            // unique_violation
+            Some("23505") => match error
+                .as_database_error()
+                .and_then(|error| error.constraint())
+            {
+                Some("principal_signing_keys_public_key_spki_der_key") => {
+                    Self::Exists("public key")
+                }
+                Some("principal_signing_keys_pkey") => Self::Exists("key id"),
+                Some("permission_registry_pkey") => Self::Exists("permission id"),
+                _ => Self::Failed(error),
+            },
+            _ => Self::Failed(error),
+        }
+    }
+}
+
+/// Which permissions to revoke: those that meet every condition given.
+#[derive(Debug, Clone, Default)]
+pub struct RevokeFilter {
+    /// This one alone.
+    pub permission_id: Option<Id>,
+    /// All of this agent's.
+    pub identity: Option<Identity>,
+    /// All of this agent key's.
+    pub spki: Option<Spki>,
+    /// All to this destination.
+    pub destination: Option<Destination>,
+}
+
+/// One connection that changes the registry; needs the role `agent_gateway_writer`.
+#[derive(Debug)]
+pub struct Writer {
+    pub(crate) connection: PgConnection,
+}
+
+impl Writer {
+    /// Connects, and makes sure that the schema is the one this program knows.
+    pub async fn open(url: &str) -> Result<Self, OpenError> {
+        let options = connect_options(url)?;
+        let mut connection = timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options))
+            .await
+            .map_err(|_| OpenError::TimedOut(CONNECT_TIMEOUT))?
+            .map_err(OpenError::Unreachable)?;
+        let limit = AssertSqlSafe(format!("SET statement_timeout = '{STATEMENT_TIMEOUT}'"));
+        connection
+            .execute(limit)
+            .await
+            .map_err(OpenError::Unreachable)?;
+        schema::check(&mut connection).await?;
+        Ok(Self { connection })
+    }
+
+    /// The database's clock, which is not this machine's.
+    pub async fn now(&mut self) -> Result<Timestamp, WriteError> {
+        let micros = "SELECT (extract(epoch FROM now()) * 1000000)::int8";
+        let micros = sqlx::query_scalar(micros)
+            .fetch_one(&mut self.connection)
+            .await?;
+        Timestamp::from_unix_micros(micros).map_err(|_| WriteError::Inconsistent {
+            table: "(clock)",
+            column: "now()",
+            row: micros.to_string(),
+        })
+    }
+
+    /// Registers a principal's key.
+    pub async fn register_key(
+        &mut self,
+        key_id: &Id,
+        key: &PrincipalKey,
+        window: &Window,
+    ) -> Result<(), WriteError> {
+        sqlx::query(
+            "INSERT INTO principal_signing_keys
+                 (key_id, algorithm, public_key_spki_der, not_before, not_after)
+             VALUES ($1, $2, $3, $4::text::timestamptz, $5::text::timestamptz)",
+        )
+        .bind(key_id.as_str())
+        .bind(ECDSA_P256_SHA256)
+        .bind(key.spki().as_der())
+        .bind(window.not_before().to_string())
+        .bind(window.not_after().to_string())
+        .execute(&mut self.connection)
+        .await?;
+        Ok(())
+    }
+
+    /// Lets a key delegate destinations, all of them or none.
+    pub async fn grant_scope(
+        &mut self,
+        key_id: &Id,
+        destinations: &[Destination],
+        window: &Window,
+    ) -> Result<(), WriteError> {
+        let mut transaction = self.connection.begin().await?;
+        for destination in destinations {
+            sqlx::query(
+                "INSERT INTO principal_key_permissions
+                     (signing_key_id, destination, not_before, not_after)
+                 VALUES ($1, $2, $3::text::timestamptz, $4::text::timestamptz)",
+            )
+            .bind(key_id.as_str())
+            .bind(destination.to_string())
+            .bind(window.not_before().to_string())
+            .bind(window.not_after().to_string())
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Stores signed permissions, all of them or none.
+    pub async fn grant(&mut self, signed: &[(Permission, Vec<u8>)]) -> Result<(), WriteError> {
+        let mut transaction = self.connection.begin().await?;
+        for (permission, signature_der) in signed {
+            sqlx::query(
+                "INSERT INTO permission_registry
+                     (permission_id, signing_key_id, subject_identity,
+                      subject_public_key_spki_der, destination, not_before, not_after, signature)
+                 VALUES ($1, $2, $3, $4, $5, $6::text::timestamptz, $7::text::timestamptz, $8)",
+            )
+            .bind(permission.permission_id.as_str())
+            .bind(permission.signing_key_id.as_str())
+            .bind(permission.subject_identity.as_str())
+            .bind(permission.subject_spki.as_der())
+            .bind(permission.destination.to_string())
+            .bind(permission.window.not_before().to_string())
+            .bind(permission.window.not_after().to_string())
+            .bind(signature_der)
+            .execute(&mut *transaction)
+            .await?;
+        }
+        transaction.commit().await?;
+        Ok(())
+    }
+
+    /// Revokes what the filter matches and was not revoked yet; returns the ids.
+    pub async fn revoke(&mut self, filter: &RevokeFilter) -> Result<Vec<String>, WriteError> {
+        Ok(sqlx::query_scalar(
+            "UPDATE permission_registry SET revoked_at = now(), updated_at = now()
+             WHERE revoked_at IS NULL
+               AND ($1::text IS NULL OR permission_id = $1)
+               AND ($2::text IS NULL OR subject_identity = $2)
+               AND ($3::bytea IS NULL OR subject_public_key_spki_der = $3)
+               AND ($4::text IS NULL OR destination = $4)
+             RETURNING permission_id",
+        )
+        .bind(filter.permission_id.as_ref().map(Id::as_str))
+        .bind(filter.identity.as_ref().map(Identity::as_str))
+        .bind(filter.spki.as_ref().map(Spki::as_der))
+        .bind(filter.destination.as_ref().map(ToString::to_string))
+        .fetch_all(&mut self.connection)
+        .await?)
+    }
+
+    /// The registered key of that id, as `decide` takes it.
+    pub async fn signer(&mut self, key_id: &Id) -> Result<Option<Signer>, WriteError> {
+        let row: Option<(String, Vec<u8>, i64, i64, bool)> = sqlx::query_as(
+            "SELECT algorithm, public_key_spki_der,
+                    (extract(epoch FROM not_before) * 1000000)::int8,
+                    (extract(epoch FROM not_after) * 1000000)::int8,
+                    revoked_at IS NOT NULL
+             FROM principal_signing_keys WHERE key_id = $1",
+        )
+        .bind(key_id.as_str())
+        .fetch_optional(&mut self.connection)
+        .await?;
+        let Some((algorithm, spki, not_before, not_after, revoked)) = row else {
+            return Ok(None);
+        };
+        let table = "principal_signing_keys";
+        let key = PrincipalKey::from_stored(&algorithm, &spki)
+            .map_err(|_| unusable(table, "public_key_spki_der", key_id))?;
+        let window =
+            window(not_before, not_after).ok_or_else(|| unusable(table, "not_before", key_id))?;
+        Ok(Some(Signer {
+            key,
+            window,
+            revoked,
+        }))
+    }
+
+    /// The scopes of a key for a destination that were not revoked, as `decide` takes them.
+    pub async fn scopes(
+        &mut self,
+        key_id: &Id,
+        destination: &Destination,
+    ) -> Result<Vec<Scope>, WriteError> {
+        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(
+            "SELECT id, (extract(epoch FROM not_before) * 1000000)::int8,
+                    (extract(epoch FROM not_after) * 1000000)::int8
+             FROM principal_key_permissions
+             WHERE signing_key_id = $1 AND destination = $2 AND revoked_at IS NULL
+             ORDER BY not_after DESC LIMIT 16",
+        )
+        .bind(key_id.as_str())
+        .bind(destination.to_string())
+        .fetch_all(&mut self.connection)
+        .await?;
+        let table = "principal_key_permissions";
+        rows.into_iter()
+            .map(|(id, not_before, not_after)| {
+                let window = window(not_before, not_after)
+                    .ok_or_else(|| unusable(table, "not_before", &id))?;
+                Ok(Scope {
+                    destination: destination.clone(),
+                    window,
+                    revoked: false,
+                })
+            })
+            .collect()
+    }
+}
+
+fn unusable(table: &'static str, column: &'static str, row: &dyn ToString) -> WriteError {
+    WriteError::Inconsistent {
+        table,
+        column,
+        row: row.to_string(),
+    }
+}

@@ -1,0 +1,169 @@
+//! What the CLI writes, and that the service then reads it.
+
+use permission::{Decision, Id, Permission, PrincipalKey, Timestamp, Window, decide};
+use registry::{RevokeFilter, WriteError, Writer};
+use testbed::rows::Principal;
+
+use super::{grant, migrated, now, reader, request, soon};
+
+fn window() -> Window {
+    let hour = 3_600_000_000;
+    Window::new(
+        now().saturating_add_micros(-hour),
+        now().saturating_add_micros(hour),
+    )
+    .unwrap()
+}
+
+fn key(principal: &Principal) -> PrincipalKey {
+    PrincipalKey::from_stored("ecdsa_p256_sha256", &principal.spki()).unwrap()
+}
+
+#[tokio::test]
+async fn what_the_writer_writes_is_what_the_reader_reads() {
+    let database = migrated().await;
+    let mut writer = Writer::open(&database.url()).await.unwrap();
+    let alice = Principal::new("org-alice", 7).unwrap();
+    let id = Id::parse("org-alice").unwrap();
+    let window = window();
+    writer
+        .register_key(&id, &key(&alice), &window)
+        .await
+        .unwrap();
+    writer
+        .grant_scope(&id, &["docstore".parse().unwrap()], &window)
+        .await
+        .unwrap();
+    assert_eq!(writer.signer(&id).await.unwrap().unwrap().window, window);
+    assert_eq!(
+        writer
+            .scopes(&id, &"docstore".parse().unwrap())
+            .await
+            .unwrap()
+            .len(),
+        1
+    );
+    assert!(
+        writer
+            .scopes(&id, &"messaging".parse().unwrap())
+            .await
+            .unwrap()
+            .is_empty()
+    );
+
+    let permission = Permission {
+        permission_id: Id::parse("p1").unwrap(),
+        signing_key_id: id,
+        subject_identity: request().identity,
+        subject_spki: request().spki,
+        destination: request().destination,
+        window,
+    };
+    let mut as_text = grant();
+    as_text.permission_id = "p1".to_owned();
+    as_text.times.not_before = window.not_before().to_string();
+    as_text.times.not_after = window.not_after().to_string();
+    let signed = (permission.clone(), alice.sign(&as_text));
+    writer.grant(std::slice::from_ref(&signed)).await.unwrap();
+    assert!(matches!(
+        writer.grant(&[signed]).await,
+        Err(WriteError::Exists("permission id"))
+    ));
+
+    let reader = reader(&database).await;
+    let facts = reader.facts(&request(), soon()).await.unwrap();
+    let Decision::Allow(permit) = decide(&facts, &request(), now()) else {
+        panic!("denied")
+    };
+    assert_eq!(permit.permission(), &permission);
+    assert_eq!(permit.ends_at(), window.not_after());
+}
+
+#[tokio::test]
+async fn a_key_or_its_id_is_registered_once() {
+    let database = migrated().await;
+    let mut writer = Writer::open(&database.url()).await.unwrap();
+    let (alice, bob) = (
+        Id::parse("org-alice").unwrap(),
+        Id::parse("org-bob").unwrap(),
+    );
+    let (first, second) = (
+        Principal::new("a", 7).unwrap(),
+        Principal::new("b", 8).unwrap(),
+    );
+    writer
+        .register_key(&alice, &key(&first), &window())
+        .await
+        .unwrap();
+    let same_id = writer.register_key(&alice, &key(&second), &window()).await;
+    assert!(
+        matches!(same_id, Err(WriteError::Exists("key id"))),
+        "{same_id:?}"
+    );
+    let same_key = writer.register_key(&bob, &key(&first), &window()).await;
+    assert!(
+        matches!(same_key, Err(WriteError::Exists("public key"))),
+        "{same_key:?}"
+    );
+}
+
+#[tokio::test]
+async fn revoking_takes_exactly_what_the_filter_names() {
+    let database = migrated().await;
+    let principal = Principal::registered(&database, &[]).unwrap();
+    for (identity, destination) in [("a", "x:443"), ("a", "y:443"), ("b", "x:443")] {
+        let mut grant = grant();
+        grant.permission_id = format!("{identity}-{destination}");
+        identity.clone_into(&mut grant.identity);
+        destination.clone_into(&mut grant.destination);
+        principal.grant(&database, &grant).unwrap();
+    }
+    let mut writer = Writer::open(&database.url()).await.unwrap();
+    let filter = RevokeFilter {
+        identity: Some(permission::Identity::parse("a").unwrap()),
+        destination: Some("x".parse().unwrap()),
+        ..RevokeFilter::default()
+    };
+    assert_eq!(writer.revoke(&filter).await.unwrap(), ["a-x:443"]);
+    assert_eq!(writer.revoke(&filter).await.unwrap(), Vec::<String>::new());
+    let listed = writer.permissions().await.unwrap();
+    let revoked: Vec<_> = listed
+        .iter()
+        .map(|entry| entry.revoked_at.is_some())
+        .collect();
+    assert_eq!(revoked, [true, false, false]);
+}
+
+#[tokio::test]
+async fn times_survive_to_the_microsecond_in_every_year() {
+    let database = migrated().await;
+    let mut writer = Writer::open(&database.url()).await.unwrap();
+    let alice = Principal::new("org-alice", 7).unwrap();
+    let id = Id::parse("org-alice").unwrap();
+    let window = Window::new(Timestamp::MIN, Timestamp::MAX).unwrap();
+    writer
+        .register_key(&id, &key(&alice), &window)
+        .await
+        .unwrap();
+    assert_eq!(writer.keys().await.unwrap()[0].window, window);
+}
+
+#[tokio::test]
+async fn a_role_that_may_only_read_is_told_so() {
+    let database = migrated().await;
+    let login = "CREATE ROLE cli_reader LOGIN PASSWORD 'x' IN ROLE agent_gateway_reader";
+    database.execute(login).unwrap();
+    let mut writer = Writer::open(&database.url_as("cli_reader", "x").unwrap())
+        .await
+        .unwrap();
+    let alice = Principal::new("org-alice", 7).unwrap();
+    let id = Id::parse("org-alice").unwrap();
+    let refused = writer.register_key(&id, &key(&alice), &window()).await;
+    assert!(
+        matches!(refused, Err(WriteError::Forbidden(_))),
+        "{refused:?}"
+    );
+    database
+        .execute("DROP OWNED BY cli_reader; DROP ROLE cli_reader")
+        .unwrap();
+}
