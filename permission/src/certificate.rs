@@ -9,7 +9,7 @@ use std::str::FromStr;
 
 use p256::pkcs8::der::Decode as _;
 use p256::pkcs8::der::asn1::Utf8StringRef;
-use x509_parser::asn1_rs::Oid;
+use x509_parser::asn1_rs::{Oid, oid};
 use x509_parser::pem::parse_x509_pem;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -22,6 +22,13 @@ pub const MAX_PEM_BYTES: usize = 64 * 1024;
 /// The extension that holds an agent's identity, in dotted notation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExtensionOid(Oid<'static>);
+
+/// 1.3.6.1.4.1.57264.1.1, unless an operator says otherwise.
+impl Default for ExtensionOid {
+    fn default() -> Self {
+        Self(oid!(1.3.6.1.4.1.57264.1.1))
+    }
+}
 
 /// Not an object identifier in dotted notation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -213,6 +220,7 @@ mod tests {
 
     #[test]
     fn oid_is_dotted_notation() {
+        assert_eq!(ExtensionOid::default(), oid());
         assert_eq!(oid().to_string(), "1.3.6.1.4.1.57264.1.1");
         assert_eq!("identity".parse::<ExtensionOid>(), Err(OidError));
     }

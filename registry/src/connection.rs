@@ -3,6 +3,7 @@
 use std::str::FromStr as _;
 use std::time::Duration;
 
+use futures::FutureExt as _;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use tokio::time::{Instant, timeout};
@@ -103,8 +104,8 @@ impl Reader {
 
     /// Whether the registry answers now and still has the right schema; ends by `deadline`.
     pub async fn is_ready(&self, deadline: Instant) -> bool {
-        self.run(deadline, async |connection| {
-            schema::read_version(connection).await
+        self.run(deadline, |connection| {
+            schema::read_version(connection).boxed()
         })
         .await
         .is_ok_and(|version| version == Some(schema::SCHEMA_VERSION))
@@ -112,12 +113,11 @@ impl Reader {
 
     /// Whether the role this service connects as could change permissions.
     pub async fn can_write(&self, deadline: Instant) -> Option<bool> {
-        self.run(deadline, async |connection| {
-            sqlx::query_scalar::<_, bool>(
+        self.run(deadline, |connection| {
+            let query = sqlx::query_scalar::<_, bool>(
                 "SELECT has_table_privilege('permission_registry', 'INSERT, UPDATE, DELETE')",
-            )
-            .fetch_one(connection)
-            .await
+            );
+            query.fetch_one(connection).boxed()
         })
         .await
         .ok()

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use permission::{
     Candidate, Facts, Id, Identity, Permission, PrincipalKey, Request, Scope, Signer, Spki,
     Timestamp, Window,
@@ -85,15 +87,13 @@ ORDER BY (p.revoked_at IS NULL) DESC, p.not_after DESC";
 impl Reader {
     /// Reads all that a decision about `request` needs; ends by `deadline`.
     pub async fn facts(&self, request: &Request, deadline: Instant) -> Result<Facts, LookupError> {
-        let destination = request.destination.to_string();
         let rows = self
-            .run(deadline, async |connection| {
-                sqlx::query_as::<_, CandidateRow>(SELECT_CANDIDATES)
-                    .bind(request.identity.as_str())
-                    .bind(&destination)
-                    .bind(request.spki.as_der())
-                    .fetch_all(connection)
-                    .await
+            .run(deadline, |connection| {
+                let query = sqlx::query_as::<_, CandidateRow>(SELECT_CANDIDATES)
+                    .bind(request.identity.as_str().to_owned())
+                    .bind(request.destination.to_string())
+                    .bind(request.spki.as_der().to_vec());
+                query.fetch_all(connection).boxed()
             })
             .await?;
         let mut facts = Facts::default();
@@ -121,7 +121,7 @@ impl Reader {
     pub(crate) async fn run<T>(
         &self,
         deadline: Instant,
-        read: impl AsyncFn(&mut PgConnection) -> Result<T, sqlx::Error>,
+        read: impl for<'c> Fn(&'c mut PgConnection) -> BoxFuture<'c, Result<T, sqlx::Error>>,
     ) -> Result<T, LookupError> {
         let until = |limit: Duration| deadline.min(Instant::now() + limit);
         let mut dead = 0;

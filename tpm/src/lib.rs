@@ -1,0 +1,22 @@
+//! P-256 signing keys: [`TpmKey`], whose private part never leaves a TPM 2.0, and
+//! [`SoftwareKey`], a file, for tests and for those who ask for it explicitly.
+//!
+//! Both are a [`SigningKey`]. All talk with the TPM is in here; what is signed is the callers'
+//! business.
+//!
+//! The TSS C library writes its own error lines to stderr unless the environment holds
+//! `TSS2_LOG=all+none` when the process starts. This crate doesn't set it: changing the
+//! environment of a running process is unsafe. Its Rust wrapper logs to the target `tss_esapi`;
+//! all that matters there is also in the errors of this crate.
+
+#![forbid(unsafe_code)]
+
+mod location;
+mod signing_key;
+mod software_key;
+mod tpm_key;
+
+pub use location::{Handle, Location, ParseHandleError, ParseTctiError, Tcti};
+pub use signing_key::{Found, SignError, SigningKey};
+pub use software_key::{SoftwareKey, SoftwareKeyError};
+pub use tpm_key::{TpmError, TpmKey, TssFailure, Unfit};

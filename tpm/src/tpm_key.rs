@@ -1,0 +1,258 @@
+//! A key at a persistent handle of a TPM.
+
+mod connection;
+mod failure;
+mod keeper;
+mod template;
+
+use std::io;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use p256::PublicKey;
+use p256::ecdsa::{DerSignature, Signature};
+use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use sha2::{Digest, Sha256};
+
+use self::connection::Connection;
+pub use self::failure::TssFailure;
+use self::keeper::{Keeper, Request};
+pub use self::template::Unfit;
+use crate::signing_key::{Found, SignError, SigningKey};
+use crate::{Location, Tcti};
+
+/// How many signatures may wait. Even a quick TPM makes fewer in [`TpmKey::SIGN_TIMEOUT`] than
+/// this, and a real one far fewer.
+const QUEUE: usize = 256;
+
+/// A P-256 key that was made in a TPM and can't leave it.
+///
+/// A thread of its own talks with the TPM. When the TPM was away (swtpm restarted, the resource
+/// manager too), the next signature connects again, and is made only if the same key is still at
+/// the handle.
+#[derive(Debug)]
+pub struct TpmKey {
+    location: Location,
+    public_key: PublicKey,
+    requests: SyncSender<Request>,
+    sign_timeout: Duration,
+}
+
+/// What to do about an empty handle.
+#[derive(Clone, Copy)]
+enum Empty {
+    Leave,
+    Create,
+}
+
+/// How long to wait for the TPM.
+#[derive(Clone, Copy)]
+struct Timeouts {
+    open: Duration,
+    sign: Duration,
+}
+
+impl TpmKey {
+    /// How long [`SigningKey::sign`] waits at most, the queue included. A real TPM takes 100 to
+    /// 600 ms a signature.
+    pub const SIGN_TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// How long [`TpmKey::open`] and [`TpmKey::open_or_create`] wait at most. A real TPM may take
+    /// seconds to make a key.
+    pub const OPEN_TIMEOUT: Duration = Duration::from_secs(30);
+
+    const TIMEOUTS: Timeouts = Timeouts {
+        open: TpmKey::OPEN_TIMEOUT,
+        sign: TpmKey::SIGN_TIMEOUT,
+    };
+
+    /// Opens the key at `location`; `None` if the handle is empty. Blocks the thread.
+    pub fn open(location: &Location) -> Result<Option<TpmKey>, TpmError> {
+        TpmKey::start(location, Empty::Leave, TpmKey::TIMEOUTS)
+    }
+
+    /// Opens the key at `location`, and makes one if the handle is empty. Blocks the thread.
+    ///
+    /// After [`TpmError::TimedOut`] the key may yet be made, when the TPM comes round; the next
+    /// call finds it.
+    pub fn open_or_create(location: &Location) -> Result<TpmKey, TpmError> {
+        TpmKey::create_within(location, TpmKey::TIMEOUTS)
+    }
+
+    fn create_within(location: &Location, timeouts: Timeouts) -> Result<TpmKey, TpmError> {
+        TpmKey::start(location, Empty::Create, timeouts)?.ok_or_else(|| TpmError::Vanished {
+            location: location.clone(),
+        })
+    }
+
+    fn start(
+        location: &Location,
+        empty: Empty,
+        timeouts: Timeouts,
+    ) -> Result<Option<TpmKey>, TpmError> {
+        let (opened, opening) = mpsc::sync_channel(1);
+        let (requests, waiting) = mpsc::sync_channel(QUEUE);
+        let place = location.clone();
+        thread::Builder::new()
+            .name("tpm".to_owned())
+            .spawn(move || run(place, empty, &opened, &waiting))
+            .map_err(TpmError::Thread)?;
+        let public_key = match opening.recv_timeout(timeouts.open) {
+            Ok(outcome) => outcome?,
+            Err(RecvTimeoutError::Timeout) => {
+                let tcti = location.tcti.clone();
+                return Err(TpmError::TimedOut {
+                    tcti,
+                    limit: timeouts.open,
+                });
+            }
+            Err(RecvTimeoutError::Disconnected) => return Err(TpmError::ThreadEnded),
+        };
+        Ok(public_key.map(|public_key| TpmKey {
+            location: location.clone(),
+            public_key,
+            requests,
+            sign_timeout: timeouts.sign,
+        }))
+    }
+
+    /// Where the key is.
+    pub fn location(&self) -> &Location {
+        &self.location
+    }
+
+    fn ask(&self, digest: [u8; 32]) -> Result<Signature, SignError> {
+        let deadline = Instant::now() + self.sign_timeout;
+        let (reply, answer) = mpsc::sync_channel(1);
+        let location = || self.location.clone();
+        self.requests
+            .try_send(Request {
+                digest,
+                deadline,
+                reply,
+            })
+            .map_err(|error| match error {
+                TrySendError::Full(_) => SignError::Busy {
+                    location: location(),
+                },
+                TrySendError::Disconnected(_) => SignError::Unavailable(TpmError::ThreadEnded),
+            })?;
+        match answer.recv_timeout(self.sign_timeout) {
+            Ok(outcome) => outcome,
+            Err(RecvTimeoutError::Timeout) => Err(SignError::TimedOut {
+                location: location(),
+                limit: self.sign_timeout,
+            }),
+            // The keeper drops a request only once its time is over, or when it ends itself.
+            Err(RecvTimeoutError::Disconnected) if Instant::now() >= deadline => {
+                Err(SignError::TimedOut {
+                    location: location(),
+                    limit: self.sign_timeout,
+                })
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(SignError::Unavailable(TpmError::ThreadEnded))
+            }
+        }
+    }
+}
+
+impl SigningKey for TpmKey {
+    fn public_key(&self) -> &PublicKey {
+        &self.public_key
+    }
+
+    fn sign(&self, message: &[u8]) -> Result<DerSignature, SignError> {
+        let signature = self.ask(Sha256::digest(message).into())?.to_der();
+        // A TPM in front of which somebody swapped the key, or whose state was replaced, signs
+        // without a murmur: swtpm's connection lasts for one command, so it isn't seen to break.
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, self.public_key.to_sec1_bytes())
+            .verify(message, signature.as_bytes())
+            .map_err(|_| SignError::KeyChanged {
+                location: self.location.clone(),
+                found: Found::AnotherKey,
+            })?;
+        Ok(signature)
+    }
+}
+
+/// The life of the thread: open, report, serve.
+fn run(
+    location: Location,
+    empty: Empty,
+    opened: &SyncSender<Result<Option<PublicKey>, TpmError>>,
+    requests: &Receiver<Request>,
+) {
+    let outcome = match empty {
+        Empty::Leave => Connection::open(&location),
+        Empty::Create => Connection::open_or_create(&location),
+    };
+    // A report fails only if the caller has given up, and then there are no requests either.
+    match outcome {
+        Ok(Some(connection)) => {
+            let _ = opened.send(Ok(Some(connection.public_key())));
+            Keeper::new(location, connection).serve(requests);
+        }
+        Ok(None) => {
+            let _ = opened.send(Ok(None));
+        }
+        Err(error) => {
+            let _ = opened.send(Err(error));
+        }
+    }
+}
+
+/// Why a key in a TPM can't be had.
+#[derive(Debug, thiserror::Error)]
+pub enum TpmError {
+    /// Nothing answers there, or not as a TPM does.
+    #[error("cannot reach the TPM {tcti}: {failure}")]
+    Unreachable {
+        /// Which TPM.
+        tcti: Tcti,
+        /// What the TSS says.
+        failure: TssFailure,
+    },
+    /// It took the request and kept silent.
+    #[error("the TPM {tcti} gave no answer within {limit:?}")]
+    TimedOut {
+        /// Which TPM.
+        tcti: Tcti,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// Something else is at the handle; it is left alone.
+    #[error("TPM handle {location} is taken: {unfit}")]
+    HandleTaken {
+        /// Which handle.
+        location: Location,
+        /// What is wrong with what is there.
+        unfit: Unfit,
+    },
+    /// The TPM answered, and refused.
+    #[error("the TPM refused to {step} ({location}): {failure}")]
+    Refused {
+        /// Which key.
+        location: Location,
+        /// What it was asked.
+        step: &'static str,
+        /// Its answer.
+        failure: TssFailure,
+    },
+    /// A key was made, and was gone at once.
+    #[error("the TPM key {location} vanished as soon as it was made")]
+    Vanished {
+        /// Which key.
+        location: Location,
+    },
+    /// The operating system gives no thread.
+    #[error("cannot start a thread for the TPM")]
+    Thread(#[source] io::Error),
+    /// The thread ended, which it shouldn't.
+    #[error("the thread that talks with the TPM has ended; only a restart of this program helps")]
+    ThreadEnded,
+}
+
+#[cfg(test)]
+mod tests;

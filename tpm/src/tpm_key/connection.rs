@@ -1,0 +1,183 @@
+//! The TPM commands: find a key, make one, sign with it.
+
+use p256::PublicKey;
+use p256::ecdsa::Signature;
+use tss_esapi::constants::CapabilityType;
+use tss_esapi::constants::tss::{TPM2_RH_NULL, TPM2_ST_HASHCHECK};
+use tss_esapi::handles::{KeyHandle, ObjectHandle, PersistentTpmHandle, TpmHandle};
+use tss_esapi::interface_types::algorithm::HashingAlgorithm;
+use tss_esapi::interface_types::dynamic_handles::Persistent;
+use tss_esapi::interface_types::resource_handles::{Hierarchy, Provision};
+use tss_esapi::interface_types::session_handles::AuthSession;
+use tss_esapi::structures::{
+    CapabilityData, Digest, HashScheme, HashcheckTicket, Signature as TpmSignature, SignatureScheme,
+};
+use tss_esapi::tss2_esys::{TPM2B_DIGEST, TPMT_TK_HASHCHECK};
+use tss_esapi::{Context, Error, WrapperErrorKind};
+
+use super::template::{self, Unfit};
+use super::{TpmError, TssFailure};
+use crate::Location;
+
+/// An open connection to a TPM that holds a key that may serve.
+///
+/// Dropping it frees what it has in the TPM, so that an error leaves no transient slot in use.
+pub(super) struct Connection {
+    context: Context,
+    key: KeyHandle,
+    public_key: PublicKey,
+}
+
+impl Connection {
+    /// Connects and looks for the key; `None` if the handle is empty.
+    pub(super) fn open(location: &Location) -> Result<Option<Connection>, TpmError> {
+        let mut context = connect(location)?;
+        let found = find(&mut context, location).map_err(|failure| failure.at(location))?;
+        Ok(found.map(|(key, public_key)| Connection {
+            context,
+            key,
+            public_key,
+        }))
+    }
+
+    /// As [`Connection::open`], but makes a key first if the handle is empty.
+    pub(super) fn open_or_create(location: &Location) -> Result<Option<Connection>, TpmError> {
+        if let Some(connection) = Connection::open(location)? {
+            return Ok(Some(connection));
+        }
+        match create(&mut connect(location)?, location) {
+            Ok(()) => tracing::info!(tpm.location = %location, "made a signing key in the TPM"),
+            // Another process was faster; its key is as good.
+            Err(failure) if failure.is_occupied_handle() => {}
+            Err(failure) => return Err(Failure::Tss("make a key", failure).at(location)),
+        }
+        Connection::open(location)
+    }
+
+    pub(super) fn public_key(&self) -> PublicKey {
+        self.public_key
+    }
+
+    /// Signs a SHA-256 digest.
+    pub(super) fn sign(&mut self, digest: [u8; 32]) -> Result<Signature, TssFailure> {
+        let digest = Digest::try_from(digest.as_slice())?;
+        let scheme = SignatureScheme::EcDsa {
+            hash_scheme: HashScheme::new(HashingAlgorithm::Sha256),
+        };
+        let ticket = no_ticket()?;
+        let key = self.key;
+        let signature = self
+            .context
+            .execute_with_session(Some(AuthSession::Password), |context| {
+                context.sign(key, digest, scheme, ticket)
+            })?;
+        let strange = Error::WrapperError(WrapperErrorKind::WrongValueFromTpm);
+        let TpmSignature::EcDsa(signature) = signature else {
+            return Err(strange.into());
+        };
+        let r = template::left_pad(signature.signature_r().value()).ok_or(strange)?;
+        let s = template::left_pad(signature.signature_s().value()).ok_or(strange)?;
+        Signature::from_scalars(r, s).map_err(|_| strange.into())
+    }
+}
+
+/// What goes wrong while looking at a handle, before it is told where.
+enum Failure {
+    Tss(&'static str, TssFailure),
+    Taken(Unfit),
+}
+
+impl Failure {
+    fn at(self, location: &Location) -> TpmError {
+        let location = location.clone();
+        match self {
+            Failure::Tss(_, failure) if failure.is_lost_connection() => TpmError::Unreachable {
+                tcti: location.tcti,
+                failure,
+            },
+            Failure::Tss(step, failure) => TpmError::Refused {
+                location,
+                step,
+                failure,
+            },
+            Failure::Taken(unfit) => TpmError::HandleTaken { location, unfit },
+        }
+    }
+}
+
+fn connect(location: &Location) -> Result<Context, TpmError> {
+    Context::new(location.tcti.name_conf()).map_err(|error| TpmError::Unreachable {
+        tcti: location.tcti.clone(),
+        failure: error.into(),
+    })
+}
+
+fn tpm_handle(location: &Location) -> Result<PersistentTpmHandle, Error> {
+    PersistentTpmHandle::new(location.handle.value())
+}
+
+fn find(
+    context: &mut Context,
+    location: &Location,
+) -> Result<Option<(KeyHandle, PublicKey)>, Failure> {
+    if !is_occupied(context, location)
+        .map_err(|error| Failure::Tss("list its handles", error.into()))?
+    {
+        return Ok(None);
+    }
+    let key = tpm_handle(location)
+        .and_then(|handle| context.tr_from_tpm_public(TpmHandle::Persistent(handle)))
+        .map(KeyHandle::from)
+        .map_err(|error| Failure::Tss("read its key", error.into()))?;
+    let public = match context.read_public(key) {
+        Ok((public, _name, _qualified_name)) => public,
+        // A kind of object that the wrapper can't express.
+        Err(Error::WrapperError(_)) => return Err(Failure::Taken(Unfit::NotEcc)),
+        Err(error) => return Err(Failure::Tss("read its key", error.into())),
+    };
+    let public_key = template::inspect(&public).map_err(Failure::Taken)?;
+    Ok(Some((key, public_key)))
+}
+
+/// Asks for the list of handles: reading an empty one would make the C library complain.
+fn is_occupied(context: &mut Context, location: &Location) -> Result<bool, Error> {
+    let wanted = TpmHandle::Persistent(tpm_handle(location)?);
+    let (capability, _more) =
+        context.get_capability(CapabilityType::Handles, location.handle.value(), 1)?;
+    match capability {
+        CapabilityData::Handles(handles) => Ok(handles.into_inner().first() == Some(&wanted)),
+        _ => Err(Error::WrapperError(WrapperErrorKind::WrongValueFromTpm)),
+    }
+}
+
+/// Makes a key and puts it at the handle.
+///
+/// The primary key and the loaded key take a transient slot each; both are freed, whatever fails.
+fn create(context: &mut Context, location: &Location) -> Result<(), TssFailure> {
+    let place = Persistent::Persistent(tpm_handle(location)?);
+    let template = template::primary()?;
+    let key_template = template::signing_key()?;
+    context.execute_with_session(Some(AuthSession::Password), |context| {
+        let primary = context
+            .create_primary(Hierarchy::Owner, template, None, None, None, None)?
+            .key_handle;
+        context.execute_with_temporary_object(primary.into(), |context, _| {
+            let made = context.create(primary, key_template, None, None, None, None)?;
+            let key = context.load(primary, made.out_private, made.out_public)?;
+            context.execute_with_temporary_object(key.into(), |context, key: ObjectHandle| {
+                context.evict_control(Provision::Owner, key, place)
+            })
+        })
+    })?;
+    Ok(())
+}
+
+/// An unrestricted key signs digests from outside, which come with no proof from the TPM (part 3,
+/// `TPM2_Sign`).
+fn no_ticket() -> Result<HashcheckTicket, Error> {
+    HashcheckTicket::try_from(TPMT_TK_HASHCHECK {
+        tag: TPM2_ST_HASHCHECK,
+        hierarchy: TPM2_RH_NULL,
+        digest: TPM2B_DIGEST::default(),
+    })
+}
