@@ -1,0 +1,193 @@
+//! For operators: liveness, readiness and metrics over HTTP, and decisions explained over gRPC.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use permission::{Decision, Destination, Identity, Leaf, Reason, Request, Spki, decide, judge};
+use proto::admin::v1::debug_server::Debug as DebugService;
+use proto::admin::v1::{Candidate, ExplainRequest, ExplainResponse};
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::check::{Telling, now};
+use crate::decision_point::DecisionPoint;
+use crate::metrics::Metrics;
+
+/// Longest a readiness probe waits for the registry.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What the HTTP endpoints look at.
+#[derive(Debug, Clone)]
+pub struct Probes {
+    point: Arc<DecisionPoint>,
+    metrics: Metrics,
+    draining: Arc<AtomicBool>,
+}
+
+impl Probes {
+    /// Ready until [`Probes::drain`].
+    pub fn new(point: Arc<DecisionPoint>, metrics: Metrics) -> Self {
+        Self {
+            point,
+            metrics,
+            draining: Arc::default(),
+        }
+    }
+
+    /// From now on not ready: the service is about to stop.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// `/healthz`, `/readyz`, `/metrics`.
+    pub fn router(self) -> Router {
+        Router::new()
+            .route("/healthz", get(|| async { "ok\n" }))
+            .route("/readyz", get(ready))
+            .route("/metrics", get(metrics))
+            .with_state(self)
+    }
+}
+
+async fn ready(State(probes): State<Probes>) -> (StatusCode, &'static str) {
+    if probes.draining.load(Ordering::Relaxed) {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
+    }
+    if probes
+        .point
+        .registry
+        .is_ready(Instant::now() + PROBE_TIMEOUT)
+        .await
+    {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "registry_unavailable\n")
+    }
+}
+
+async fn metrics(State(probes): State<Probes>) -> impl IntoResponse {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], probes.metrics.text())
+}
+
+/// Explains decisions that nobody asked for yet.
+#[derive(Debug)]
+pub struct Explainer {
+    point: Arc<DecisionPoint>,
+    timeout: Duration,
+}
+
+impl Explainer {
+    /// `timeout` as for a Check.
+    pub fn new(point: Arc<DecisionPoint>, timeout: Duration) -> Self {
+        Self { point, timeout }
+    }
+
+    async fn explain(
+        &self,
+        request: Result<Request, Reason>,
+    ) -> (Result<String, Reason>, Vec<Candidate>) {
+        let (now, deadline) = (now(), Instant::now() + self.timeout);
+        let request = match request {
+            Ok(request) => request,
+            Err(reason) => return (Err(reason), Vec::new()),
+        };
+        let Ok(facts) = self.point.registry.facts(&request, deadline).await else {
+            return (Err(Reason::RegistryUnavailable), Vec::new());
+        };
+        let candidates = facts.candidates.iter().map(|candidate| {
+            let row = candidate.permission();
+            let judged = judge(candidate, &request, now);
+            Candidate {
+                permission_id: row.permission_id.to_string(),
+                signing_key_id: row.signing_key_id.to_string(),
+                reason: judged.map_or_else(Reason::code, |_| "allowed").to_owned(),
+                not_before: row.window.not_before().to_string(),
+                not_after: row.window.not_after().to_string(),
+            }
+        });
+        let candidates = candidates.collect();
+        let decided = match decide(&facts, &request, now) {
+            Decision::Allow(_) => self.point.target(&request, deadline).await,
+            Decision::Deny(reason) => Err(reason),
+        };
+        (decided.map(|target| target.address.to_string()), candidates)
+    }
+}
+
+#[tonic::async_trait]
+impl DebugService for Explainer {
+    async fn explain(
+        &self,
+        request: tonic::Request<ExplainRequest>,
+    ) -> Result<tonic::Response<ExplainResponse>, Status> {
+        let asked = request.into_inner();
+        let caller = caller(&asked, &self.point.oid)?;
+        let destination = asked.destination.parse::<Destination>();
+        let mut answer = ExplainResponse {
+            decided_at: now().to_string(),
+            ..Default::default()
+        };
+        if let Ok((identity, spki)) = &caller {
+            answer.identity = identity.to_string();
+            answer.spki_hex = spki.to_hex();
+        }
+        if let Ok(destination) = &destination {
+            answer.destination = destination.to_string();
+        }
+        let request = caller.and_then(|(identity, spki)| {
+            let destination = destination.map_err(|_| Reason::DestinationInvalid)?;
+            Ok(Request {
+                identity,
+                spki,
+                destination,
+            })
+        });
+        let (decided, candidates) = self.explain(request).await;
+        answer.candidates = candidates;
+        match decided {
+            Ok(dial) => {
+                "allow".clone_into(&mut answer.decision);
+                "allowed".clone_into(&mut answer.reason);
+                answer.dial = dial;
+            }
+            Err(reason) => {
+                "deny".clone_into(&mut answer.decision);
+                reason.code().clone_into(&mut answer.reason);
+                Telling::of(reason).hint.clone_into(&mut answer.hint);
+            }
+        }
+        Ok(tonic::Response::new(answer))
+    }
+}
+
+/// Who is asked about: by certificate, or by identity and key.
+fn caller(
+    asked: &ExplainRequest,
+    oid: &permission::ExtensionOid,
+) -> Result<Result<(Identity, Spki), Reason>, Status> {
+    let by_certificate = !asked.certificate_pem.is_empty();
+    let by_parts = !asked.identity.is_empty() && !asked.spki_hex.is_empty();
+    let any_part = !asked.identity.is_empty() || !asked.spki_hex.is_empty();
+    match (by_certificate, any_part, by_parts) {
+        (true, false, _) => Ok(Leaf::from_pem(asked.certificate_pem.as_bytes(), oid)
+            .map(|leaf| (leaf.identity, leaf.spki))
+            .map_err(Reason::from)),
+        (false, _, true) => {
+            let identity = Identity::parse(&asked.identity)
+                .map_err(|error| Status::invalid_argument(error.to_string()))?;
+            let spki = Spki::from_hex(&asked.spki_hex)
+                .map_err(|error| Status::invalid_argument(error.to_string()))?;
+            Ok(Ok((identity, spki)))
+        }
+        _ => Err(Status::invalid_argument(
+            "give either certificate_pem, or identity and spki_hex",
+        )),
+    }
+}

@@ -1,0 +1,122 @@
+//! Envoy's `ext_authz` service: one Check for each CONNECT.
+
+mod answer;
+mod asked;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorization;
+use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
+use permission::{Reason, Timestamp};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use crate::decision_point::{DecisionPoint, Leave};
+use crate::metrics::Metrics;
+use crate::telemetry;
+
+pub(crate) use answer::Telling;
+use asked::Asked;
+
+/// Answers Checks.
+#[derive(Debug, Clone)]
+pub struct Checks {
+    point: Arc<DecisionPoint>,
+    metrics: Metrics,
+    timeout: Duration,
+}
+
+impl Checks {
+    /// `timeout` clips a Check as a whole.
+    pub fn new(point: Arc<DecisionPoint>, metrics: Metrics, timeout: Duration) -> Self {
+        Self {
+            point,
+            metrics,
+            timeout,
+        }
+    }
+
+    async fn decide(
+        &self,
+        attributes: &AttributeContext,
+        asked: &mut Asked,
+        now: Timestamp,
+        deadline: Instant,
+    ) -> Result<Leave, Reason> {
+        let request = asked::read(attributes, &self.point.oid, asked)?;
+        self.point.decide(&request, now, deadline).await
+    }
+}
+
+#[tonic::async_trait]
+impl Authorization for Checks {
+    async fn check(
+        &self,
+        request: Request<CheckRequest>,
+    ) -> Result<Response<CheckResponse>, Status> {
+        let started = Instant::now();
+        let (metadata, _, message) = request.into_parts();
+        let attributes = message.attributes.unwrap_or_default();
+        let request_id = request_id(&attributes);
+        let id = Uuid::new_v4().to_string();
+        let span = tracing::info_span!("check", decision.id = id, request.id = request_id);
+        telemetry::continue_trace(&span, &metadata, asked::http(&attributes));
+
+        async {
+            let now = now();
+            let mut asked = Asked::default();
+            let decided = self
+                .decide(&attributes, &mut asked, now, started + self.timeout)
+                .await;
+            log(&decided, &asked);
+            self.metrics
+                .checked(decided.as_ref().err().copied(), started.elapsed());
+            Ok(Response::new(match &decided {
+                Ok(leave) => answer::allow(leave, &asked, now, &id),
+                Err(reason) => answer::deny(*reason, &asked, &id),
+            }))
+        }
+        .instrument(span)
+        .await
+    }
+}
+
+/// Envoy's id of the request: what joins our records with its access log.
+fn request_id(attributes: &AttributeContext) -> &str {
+    const LONGEST: usize = 128;
+    let headers = asked::http(attributes).map(|http| &http.headers);
+    let id = headers
+        .and_then(|headers| headers.get("x-request-id"))
+        .map_or("", String::as_str);
+    if id.len() <= LONGEST { id } else { "" }
+}
+
+fn log(decided: &Result<Leave, Reason>, asked: &Asked) {
+    let identity = asked.identity.as_ref().map(tracing::field::display);
+    let destination = asked.destination.as_ref().map(tracing::field::display);
+    match decided {
+        Ok(leave) => tracing::info!(
+            identity,
+            destination,
+            permission.id = leave.permission_id,
+            signing_key.id = leave.signing_key_id,
+            dial = %leave.target.address,
+            ends_at = %leave.ends_at,
+            "allowed"
+        ),
+        Err(reason) => tracing::info!(identity, destination, %reason, "denied"),
+    }
+}
+
+/// The wall clock; the one place where this program reads it for a decision.
+pub(crate) fn now() -> Timestamp {
+    let since_epoch = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    let micros = i64::try_from(since_epoch.as_micros()).unwrap_or(i64::MAX);
+    // A clock beyond the year 9999 finds every permission expired.
+    Timestamp::from_unix_micros(micros).unwrap_or(Timestamp::MAX)
+}

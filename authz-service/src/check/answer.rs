@@ -1,0 +1,232 @@
+//! Writes Envoy's `CheckResponse`: what an allow tells Envoy, and what a deny tells the agent.
+
+use envoy_types::pb::envoy::config::core::v3::header_value_option::HeaderAppendAction;
+use envoy_types::pb::envoy::config::core::v3::{HeaderValue, HeaderValueOption};
+use envoy_types::pb::envoy::service::auth::v3::check_response::HttpResponse;
+use envoy_types::pb::envoy::service::auth::v3::{
+    CheckResponse, DeniedHttpResponse, OkHttpResponse,
+};
+use envoy_types::pb::envoy::r#type::v3::HttpStatus;
+use envoy_types::pb::google::protobuf::value::Kind;
+use envoy_types::pb::google::protobuf::{Struct, Value};
+use envoy_types::pb::google::rpc;
+use permission::{Reason, Timestamp};
+use serde_json::json;
+
+use super::asked::Asked;
+use crate::decision_point::Leave;
+
+/// Ends the tunnel: Envoy counts from when it sees this header, and overwrites a client's own.
+const STREAM_DURATION: &str = "x-envoy-upstream-stream-duration-ms";
+/// Names the decision, to the agent and in every log.
+const DECISION_ID: &str = "x-agent-gateway-decision-id";
+
+/// gRPC status codes.
+const OK: i32 = 0;
+const PERMISSION_DENIED: i32 = 7;
+
+/// An allow: Envoy dials `dial`, until the permission ends.
+pub(super) fn allow(leave: &Leave, asked: &Asked, now: Timestamp, id: &str) -> CheckResponse {
+    let left_micros = leave.ends_at.as_unix_micros() - now.as_unix_micros();
+    // Rounded down, so that no tunnel outlives its permission; 0 would mean "no limit" to Envoy.
+    let left_millis = (left_micros / 1000).max(1);
+    let mut metadata = known(asked, "allowed", id);
+    metadata.extend([
+        ("permission_id", text(&leave.permission_id)),
+        ("signing_key_id", text(&leave.signing_key_id)),
+        ("dial", text(&leave.target.address.to_string())),
+        ("allow_private", Kind::BoolValue(leave.target.private)),
+    ]);
+    CheckResponse {
+        status: Some(rpc::Status {
+            code: OK,
+            ..Default::default()
+        }),
+        http_response: Some(HttpResponse::OkResponse(OkHttpResponse {
+            headers: vec![header(STREAM_DURATION, &left_millis.to_string())],
+            response_headers_to_add: vec![header(DECISION_ID, id)],
+            ..Default::default()
+        })),
+        dynamic_metadata: Some(structure(metadata)),
+    }
+}
+
+/// A deny: its status, a body that an agent understands, and the same for the access log.
+pub(super) fn deny(reason: Reason, asked: &Asked, id: &str) -> CheckResponse {
+    let telling = Telling::of(reason);
+    let body = json!({
+        "error": telling.error,
+        "reason": reason.code(),
+        "decision_id": id,
+        "hint": telling.hint,
+    });
+    let mut headers = vec![
+        header("content-type", "application/json"),
+        header(DECISION_ID, id),
+        // RFC 9209; the details are a quoted string of ours, so plain ASCII.
+        header(
+            "proxy-status",
+            &format!(
+                "agent-gateway; error={}; details=\"{}\"",
+                telling.proxy_error,
+                reason.code()
+            ),
+        ),
+    ];
+    if telling.status == 405 {
+        headers.push(header("allow", "CONNECT"));
+    }
+    CheckResponse {
+        status: Some(rpc::Status {
+            code: PERMISSION_DENIED,
+            message: reason.code().to_owned(),
+            ..Default::default()
+        }),
+        http_response: Some(HttpResponse::DeniedResponse(DeniedHttpResponse {
+            status: Some(HttpStatus {
+                code: telling.status,
+            }),
+            headers,
+            body: format!("{body}\n"),
+        })),
+        dynamic_metadata: Some(structure(known(asked, reason.code(), id))),
+    }
+}
+
+/// How a deny is told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Telling {
+    /// HTTP status.
+    pub(crate) status: i32,
+    /// What happened, in a few words.
+    error: &'static str,
+    /// What the agent, or its principal, can do about it.
+    pub(crate) hint: &'static str,
+    /// RFC 9209, section 2.3: the proxy error type.
+    proxy_error: &'static str,
+}
+
+impl Telling {
+    /// The one place that turns reasons into statuses.
+    pub(crate) fn of(reason: Reason) -> Self {
+        let blocked = |hint| Self {
+            status: 403,
+            error: "blocked by policy",
+            hint,
+            proxy_error: "http_request_denied",
+        };
+        match reason {
+            Reason::NoClientCertificate => {
+                blocked("connect with a client certificate, through the sidecar")
+            }
+            Reason::CertificateUnparseable => {
+                blocked("the client certificate can't be read; make it with the sidecar's init")
+            }
+            Reason::IdentityExtensionMissing => blocked(
+                "the client certificate has no identity extension; make it with the sidecar's init",
+            ),
+            Reason::IdentityExtensionInvalid => blocked(
+                "the certificate's identity extension must hold exactly one DER UTF8String of 1 to 256 bytes",
+            ),
+            Reason::NoPermission => blocked(
+                "nobody signed a permission for this identity, key and destination; another route won't work, ask your principal for a grant",
+            ),
+            Reason::PermissionNotYetValid => {
+                blocked("the permission has not begun; retrying before then won't work")
+            }
+            Reason::PermissionExpired => {
+                blocked("the permission has ended; ask your principal for a new one")
+            }
+            Reason::PermissionRevoked => blocked(
+                "your principal took the permission back; another route won't work, don't retry",
+            ),
+            Reason::SigningKeyUnknown | Reason::SigningKeyInactive => blocked(
+                "the key that signed the permission is not active; ask your principal to sign it again",
+            ),
+            Reason::SignatureInvalid => blocked(
+                "the permission is not what its principal signed; ask your principal to grant it again",
+            ),
+            Reason::ScopeMissing => blocked(
+                "the principal may not grant this destination for all of that time; an admin can extend its scope",
+            ),
+            Reason::DestinationAddressForbidden => Self {
+                status: 403,
+                error: "blocked by policy",
+                hint: "the destination resolves to an address that must not be reached; another route won't work",
+                proxy_error: "destination_ip_prohibited",
+            },
+            Reason::DestinationInvalid => Self {
+                status: 400,
+                error: "malformed destination",
+                hint: "write it as host:port, such as api.example.com:443",
+                proxy_error: "http_request_error",
+            },
+            Reason::MethodNotAllowed => Self {
+                status: 405,
+                error: "method not allowed",
+                hint: "only CONNECT is carried here: use https, through the sidecar",
+                proxy_error: "http_request_error",
+            },
+            Reason::DestinationUnresolvable => Self {
+                status: 502,
+                error: "destination not reached",
+                hint: "its name could not be resolved in time; check the name, or retry later",
+                proxy_error: "dns_error",
+            },
+            Reason::RegistryUnavailable => Self {
+                status: 503,
+                error: "no decision could be made",
+                hint: "the gateway can't read its permissions now; retry later",
+                proxy_error: "proxy_internal_error",
+            },
+        }
+    }
+}
+
+type Field = (&'static str, Kind);
+
+fn known(asked: &Asked, reason: &str, id: &str) -> Vec<Field> {
+    let mut fields = vec![("reason", text(reason)), ("decision_id", text(id))];
+    let identity = asked
+        .identity
+        .as_ref()
+        .map(|identity| text(identity.as_str()));
+    let spki = asked.spki.as_ref().map(|spki| text(&spki.to_hex()));
+    let destination = asked.destination.as_ref().map(|to| text(&to.to_string()));
+    let read = [
+        ("identity", identity),
+        ("spki", spki),
+        ("destination", destination),
+    ];
+    fields.extend(
+        read.into_iter()
+            .filter_map(|(name, value)| Some((name, value?))),
+    );
+    fields
+}
+
+fn text(value: &str) -> Kind {
+    Kind::StringValue(value.to_owned())
+}
+
+fn structure(fields: Vec<Field>) -> Struct {
+    let value = |kind| Value { kind: Some(kind) };
+    let fields = fields
+        .into_iter()
+        .map(|(name, kind)| (name.to_owned(), value(kind)));
+    Struct {
+        fields: fields.collect(),
+    }
+}
+
+fn header(key: &str, value: &str) -> HeaderValueOption {
+    HeaderValueOption {
+        header: Some(HeaderValue {
+            key: key.to_owned(),
+            value: value.to_owned(),
+            ..Default::default()
+        }),
+        append_action: HeaderAppendAction::OverwriteIfExistsOrAdd.into(),
+        ..Default::default()
+    }
+}

@@ -1,0 +1,60 @@
+//! Reads Envoy's `CheckRequest`: foreign bytes in, a typed request or the reason of a deny out.
+
+use envoy_types::pb::envoy::service::auth::v3::AttributeContext;
+use envoy_types::pb::envoy::service::auth::v3::attribute_context::HttpRequest;
+use percent_encoding::percent_decode_str;
+use permission::certificate::MAX_PEM_BYTES;
+use permission::{Destination, ExtensionOid, Identity, Leaf, Reason, Request, Spki};
+
+/// As much of a request as could be read; a deny names what is known.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    /// From the certificate.
+    pub(super) identity: Option<Identity>,
+    /// From the certificate.
+    pub(super) spki: Option<Spki>,
+    /// From the authority.
+    pub(super) destination: Option<Destination>,
+}
+
+/// Reads `attributes`; on the way, notes in `asked` what could be read.
+///
+/// Identity and key come from the certificate that Envoy saw in the handshake, never from
+/// `source.principal` or a header: those the client chooses.
+pub(super) fn read(
+    attributes: &AttributeContext,
+    oid: &ExtensionOid,
+    asked: &mut Asked,
+) -> Result<Request, Reason> {
+    let http = http(attributes).ok_or(Reason::MethodNotAllowed)?;
+    if http.method != "CONNECT" {
+        return Err(Reason::MethodNotAllowed);
+    }
+    let encoded = attributes
+        .source
+        .as_ref()
+        .map_or("", |source| source.certificate.as_str());
+    if encoded.is_empty() {
+        return Err(Reason::NoClientCertificate);
+    }
+    // Each byte of PEM takes three at most in URL encoding.
+    if encoded.len() > 3 * MAX_PEM_BYTES {
+        return Err(Reason::CertificateUnparseable);
+    }
+    let pem: Vec<u8> = percent_decode_str(encoded).collect();
+    let leaf = Leaf::from_pem(&pem, oid)?;
+    asked.identity = Some(leaf.identity.clone());
+    asked.spki = Some(leaf.spki.clone());
+    let destination: Destination = http.host.parse().map_err(|_| Reason::DestinationInvalid)?;
+    asked.destination = Some(destination.clone());
+    Ok(Request {
+        identity: leaf.identity,
+        spki: leaf.spki,
+        destination,
+    })
+}
+
+/// The HTTP part of a `CheckRequest`.
+pub(super) fn http(attributes: &AttributeContext) -> Option<&HttpRequest> {
+    attributes.request.as_ref()?.http.as_ref()
+}

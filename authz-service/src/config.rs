@@ -1,0 +1,425 @@
+//! The service's configuration, and the only reader of its environment.
+//!
+//! Later wins: defaults, the TOML file, `AGENT_GATEWAY__SECTION__KEY`. Unknown keys and unsafe
+//! combinations are refused.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use figment::Figment;
+use figment::providers::{Env, Format as _, Toml};
+use ipnet::IpNet;
+use permission::{Destination, ExtensionOid};
+use serde::{Deserialize, Deserializer, de};
+
+use crate::addresses::PrivateRule;
+use crate::resolver::DnsOptions;
+
+/// In milliseconds.
+const MINUTE: u64 = 60_000;
+
+/// Everything that can be set.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `[server]`
+    pub server: Server,
+    /// `[admin]`
+    pub admin: Admin,
+    /// `[policy]`
+    pub policy: Policy,
+    /// `[tunnel]`
+    pub tunnel: Tunnel,
+    /// `[dns]`
+    pub dns: Dns,
+    /// `[observability]`
+    pub observability: Observability,
+}
+
+/// The listener that Envoy talks to.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Server {
+    /// Where `ext_authz` is answered. Loopback only: the connection is not authenticated.
+    pub grpc_addr: SocketAddr,
+    /// Longest a Check may take, in milliseconds; below Envoy's own `timeout` (2 s).
+    pub check_timeout_ms: u64,
+    /// Most Checks in progress on one connection from Envoy; further ones fail at once (503).
+    pub max_concurrent_checks: usize,
+    /// How long Checks in progress may take to finish at shutdown, in milliseconds.
+    pub shutdown_timeout_ms: u64,
+}
+
+/// The listeners for operators.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Admin {
+    /// gRPC: reflection, health, Explain, and Check by hand. Loopback only.
+    pub grpc_addr: SocketAddr,
+    /// HTTP: `/healthz`, `/readyz`, `/metrics`.
+    pub http_addr: SocketAddr,
+}
+
+/// Who is trusted, and where the registry is.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Policy {
+    /// The certificate extension that holds an agent's identity, in dotted notation.
+    #[serde(deserialize_with = "from_text")]
+    pub client_ext_oid: ExtensionOid,
+    /// Postgres URL of the registry. Prefer `database_url_env`.
+    pub database_url: Option<Secret>,
+    /// Name of the environment variable that holds the Postgres URL.
+    pub database_url_env: Option<String>,
+    /// Most connections to Postgres.
+    pub max_connections: u32,
+    /// Longest wait for the first connection, in milliseconds.
+    pub connect_timeout_ms: u64,
+    /// Longest wait of a Check for a free connection, in milliseconds.
+    pub pool_acquire_timeout_ms: u64,
+    /// Longest a registry query may run, in milliseconds.
+    pub query_timeout_ms: u64,
+}
+
+/// What tunnels may reach.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Tunnel {
+    /// Envoy's own listeners (`ip:port`), which no tunnel may reach. This service's are known.
+    pub gateway_listeners: Vec<SocketAddr>,
+    /// Destinations that may resolve to addresses that are not public.
+    pub private: Vec<Private>,
+}
+
+/// `[[tunnel.private]]`: for one destination, never for all, or a granted name whose DNS an
+/// attacker controls would reach the whole range.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Private {
+    /// `host:port`.
+    #[serde(deserialize_with = "from_text")]
+    pub destination: Destination,
+    /// The ranges that it may resolve to.
+    pub cidrs: Vec<IpNet>,
+}
+
+/// How names are resolved.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Dns {
+    /// Names that are looked up before DNS is asked; `/etc/hosts` by default.
+    pub hosts_file: Option<PathBuf>,
+    /// Names the DNS servers, `/etc/resolv.conf` by default; its search list is not used.
+    pub resolv_conf: Option<PathBuf>,
+    /// DNS servers (`ip:port`) in place of those in `resolv_conf`.
+    pub nameservers: Vec<SocketAddr>,
+    /// Longest wait for an answer, in milliseconds.
+    pub timeout_ms: u64,
+    /// Most answers kept.
+    pub cache_entries: u64,
+    /// Longest an answer is kept, in milliseconds, whatever its TTL says.
+    pub max_ttl_ms: u64,
+}
+
+/// Logs and traces.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Observability {
+    /// A tracing filter, such as `info` or `authz_service=debug`.
+    pub log_level: String,
+    /// OTLP gRPC endpoint for traces, such as `http://127.0.0.1:4317`; none by default.
+    pub otlp_endpoint: Option<String>,
+    /// Whether logs go to stdout; from `AGENT_GATEWAY_LOG_STDOUT` alone.
+    #[serde(skip)]
+    pub log_stdout: bool,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            grpc_addr: loopback(50051),
+            check_timeout_ms: 1500,
+            max_concurrent_checks: 1024,
+            shutdown_timeout_ms: 5000,
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            grpc_addr: loopback(50052),
+            http_addr: loopback(9464),
+        }
+    }
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            client_ext_oid: ExtensionOid::default(),
+            database_url: None,
+            database_url_env: None,
+            max_connections: 5,
+            connect_timeout_ms: 5000,
+            pool_acquire_timeout_ms: 1000,
+            query_timeout_ms: 500,
+        }
+    }
+}
+
+impl Default for Dns {
+    fn default() -> Self {
+        Self {
+            hosts_file: None,
+            resolv_conf: None,
+            nameservers: Vec::new(),
+            timeout_ms: 1000,
+            cache_entries: 10_000,
+            max_ttl_ms: 60_000,
+        }
+    }
+}
+
+impl Default for Observability {
+    fn default() -> Self {
+        Self {
+            log_level: "info".to_owned(),
+            otlp_endpoint: None,
+            log_stdout: true,
+        }
+    }
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::from([127, 0, 0, 1]), port)
+}
+
+fn from_text<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: FromStr<Err: fmt::Display>,
+{
+    String::deserialize(deserializer)?
+        .parse()
+        .map_err(de::Error::custom)
+}
+
+/// A text that is never shown.
+#[derive(Clone, Deserialize)]
+pub struct Secret(String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// No such file.
+    #[error("{} can't be read: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        source: std::io::Error,
+    },
+    /// Wrong type, unknown key, …
+    #[error("{0}")]
+    Invalid(#[source] Box<figment::Error>),
+    /// A key of the existing gateway whose job is Envoy's now.
+    #[error("[server] {0} has moved: Envoy listens for agents and terminates TLS")]
+    Moved(&'static str),
+    /// `database_url_env` names a variable that isn't set.
+    #[error("environment variable {0}, named by policy.database_url_env, is not set")]
+    NoSuchVariable(String),
+    /// Nowhere to read permissions from.
+    #[error("no database: neither policy.database_url nor policy.database_url_env is set")]
+    NoDatabase,
+    /// Anybody on the network could ask, or pose as the decision point's client.
+    #[error("{key} {address} is not a loopback address, and this listener has no mTLS")]
+    NotLoopback {
+        /// Which key.
+        key: &'static str,
+        /// What it says.
+        address: SocketAddr,
+    },
+    /// Zero, or so large that it bounds nothing.
+    #[error("{key} must be from 1 to {max}")]
+    OutOfRange {
+        /// Which key.
+        key: &'static str,
+        /// The largest value.
+        max: u64,
+    },
+}
+
+impl ConfigError {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Unreadable { .. } => "copy config.example.toml and point --config at the copy",
+            Self::Invalid(_) => "config.example.toml lists every key with its default",
+            Self::Moved(_) => {
+                "set the address and the certificate in envoy/envoy.yaml, and remove this key"
+            }
+            Self::NoSuchVariable(_) => "export it, as postgres://user:password@host/database",
+            Self::NoDatabase => {
+                "set policy.database_url_env to the name of a variable with the URL"
+            }
+            Self::NotLoopback { .. } => "listen on 127.0.0.1 or [::1], on Envoy's machine",
+            Self::OutOfRange { .. } => "config.example.toml shows the default",
+        }
+    }
+}
+
+impl Config {
+    /// Reads the file and the environment.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Unreadable {
+            path: path.to_owned(),
+            source,
+        })?;
+        let figment =
+            Figment::from(Toml::string(&text)).merge(Env::prefixed("AGENT_GATEWAY__").split("__"));
+        for key in ["listen_addr", "tls_cert_path", "tls_key_path"] {
+            if figment.find_value(&format!("server.{key}")).is_ok() {
+                return Err(ConfigError::Moved(key));
+            }
+        }
+        let mut config: Self = figment
+            .extract()
+            .map_err(|error| ConfigError::Invalid(Box::new(error)))?;
+        config.observability.log_stdout =
+            !std::env::var("AGENT_GATEWAY_LOG_STDOUT").is_ok_and(|value| value == "false");
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Refuses what is well-formed and yet unsafe.
+    fn check(&self) -> Result<(), ConfigError> {
+        let grpc = [
+            ("server.grpc_addr", self.server.grpc_addr),
+            ("admin.grpc_addr", self.admin.grpc_addr),
+        ];
+        for (key, address) in grpc {
+            if !address.ip().is_loopback() {
+                return Err(ConfigError::NotLoopback { key, address });
+            }
+        }
+        for (key, value, max) in [
+            (
+                "server.check_timeout_ms",
+                self.server.check_timeout_ms,
+                MINUTE,
+            ),
+            (
+                "server.shutdown_timeout_ms",
+                self.server.shutdown_timeout_ms,
+                10 * MINUTE,
+            ),
+            (
+                "server.max_concurrent_checks",
+                self.server.max_concurrent_checks as u64,
+                1_000_000,
+            ),
+            (
+                "policy.max_connections",
+                self.policy.max_connections.into(),
+                1000,
+            ),
+            (
+                "policy.connect_timeout_ms",
+                self.policy.connect_timeout_ms,
+                10 * MINUTE,
+            ),
+            (
+                "policy.pool_acquire_timeout_ms",
+                self.policy.pool_acquire_timeout_ms,
+                MINUTE,
+            ),
+            (
+                "policy.query_timeout_ms",
+                self.policy.query_timeout_ms,
+                MINUTE,
+            ),
+            ("dns.timeout_ms", self.dns.timeout_ms, MINUTE),
+            ("dns.cache_entries", self.dns.cache_entries, 10_000_000),
+            ("dns.max_ttl_ms", self.dns.max_ttl_ms, 24 * 60 * MINUTE),
+        ] {
+            if !(1..=max).contains(&value) {
+                return Err(ConfigError::OutOfRange { key, max });
+            }
+        }
+        Ok(())
+    }
+
+    /// The registry as the service reads it.
+    pub fn registry(&self) -> Result<registry::Options, ConfigError> {
+        let policy = &self.policy;
+        let url = match (&policy.database_url_env, &policy.database_url) {
+            (Some(name), _) => {
+                std::env::var(name).map_err(|_| ConfigError::NoSuchVariable(name.clone()))?
+            }
+            (None, Some(Secret(url))) => url.clone(),
+            (None, None) => return Err(ConfigError::NoDatabase),
+        };
+        Ok(registry::Options {
+            url,
+            max_connections: policy.max_connections,
+            connect_timeout: Duration::from_millis(policy.connect_timeout_ms),
+            acquire_timeout: Duration::from_millis(policy.pool_acquire_timeout_ms),
+            query_timeout: Duration::from_millis(policy.query_timeout_ms),
+        })
+    }
+
+    /// The URL to migrate with: `AGENT_GATEWAY_MIGRATE_DATABASE_URL` where it is set, for the
+    /// role that owns the tables; else the service's own.
+    pub fn migrate_url(&self) -> Result<String, ConfigError> {
+        match std::env::var("AGENT_GATEWAY_MIGRATE_DATABASE_URL") {
+            Ok(url) => Ok(url),
+            Err(_) => self.registry().map(|options| options.url),
+        }
+    }
+
+    /// Name resolution as configured.
+    pub fn dns_options(&self) -> DnsOptions {
+        DnsOptions {
+            hosts_file: self.dns.hosts_file.clone(),
+            resolv_conf: self.dns.resolv_conf.clone(),
+            nameservers: self.dns.nameservers.clone(),
+            timeout: Duration::from_millis(self.dns.timeout_ms),
+            cache_entries: self.dns.cache_entries,
+            max_ttl: Duration::from_millis(self.dns.max_ttl_ms),
+            ..DnsOptions::default()
+        }
+    }
+
+    /// The destinations that may be private.
+    pub fn private_rules(&self) -> Vec<PrivateRule> {
+        let rule = |private: &Private| PrivateRule {
+            destination: private.destination.clone(),
+            cidrs: private.cidrs.clone(),
+        };
+        self.tunnel.private.iter().map(rule).collect()
+    }
+
+    /// Every listener of the gateway: this service's, and Envoy's as configured.
+    pub fn own_listeners(&self) -> Vec<SocketAddr> {
+        let mut listeners = vec![
+            self.server.grpc_addr,
+            self.admin.grpc_addr,
+            self.admin.http_addr,
+        ];
+        listeners.extend(&self.tunnel.gateway_listeners);
+        listeners
+    }
+}
+
+#[cfg(test)]
+mod tests;

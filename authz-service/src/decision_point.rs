@@ -1,0 +1,80 @@
+//! Decides one request: the registry's facts, the rules of `permission`, then the address.
+
+use permission::{Decision, ExtensionOid, Reason, Request, Timestamp, decide};
+use registry::{LookupError, Reader};
+use tokio::time::{Instant, timeout_at};
+
+use crate::addresses::AddressPolicy;
+use crate::resolver::{ResolveError, Resolver, Target};
+
+/// What a decision needs at hand.
+#[derive(Debug)]
+pub struct DecisionPoint {
+    /// Signed permissions.
+    pub registry: Reader,
+    /// Names to addresses.
+    pub resolver: Resolver,
+    /// Which addresses may be dialled.
+    pub addresses: AddressPolicy,
+    /// Where certificates hold the identity.
+    pub oid: ExtensionOid,
+}
+
+/// Leave to open one tunnel to one address.
+#[derive(Debug, Clone)]
+pub struct Leave {
+    /// The permission's id.
+    pub permission_id: String,
+    /// The id of the key that signed it.
+    pub signing_key_id: String,
+    /// When the tunnel must end.
+    pub ends_at: Timestamp,
+    /// What Envoy must dial.
+    pub target: Target,
+}
+
+impl DecisionPoint {
+    /// Decides, by `deadline`; what can't be decided by then is denied.
+    pub async fn decide(
+        &self,
+        request: &Request,
+        now: Timestamp,
+        deadline: Instant,
+    ) -> Result<Leave, Reason> {
+        let facts = self
+            .registry
+            .facts(request, deadline)
+            .await
+            .inspect_err(|error: &LookupError| tracing::error!(%error, "no decision"))
+            .map_err(|_| Reason::RegistryUnavailable)?;
+        let permit = match decide(&facts, request, now) {
+            Decision::Allow(permit) => permit,
+            Decision::Deny(reason) => return Err(reason),
+        };
+        // Only a destination that is allowed is looked up: nobody else may make us send DNS queries.
+        let target = self.target(request, deadline).await?;
+        Ok(Leave {
+            permission_id: permit.permission().permission_id.to_string(),
+            signing_key_id: permit.permission().signing_key_id.to_string(),
+            ends_at: permit.ends_at(),
+            target,
+        })
+    }
+
+    /// The one address that is judged and dialled.
+    pub async fn target(&self, request: &Request, deadline: Instant) -> Result<Target, Reason> {
+        let resolving = self.resolver.resolve(&request.destination, &self.addresses);
+        let resolved = timeout_at(deadline, resolving)
+            .await
+            .unwrap_or(Err(ResolveError::TimedOut));
+        resolved.map_err(|error| {
+            tracing::warn!(destination = %request.destination, %error, "destination not resolved");
+            match error {
+                ResolveError::Unresolvable(_)
+                | ResolveError::TimedOut
+                | ResolveError::ServerFailure => Reason::DestinationUnresolvable,
+                ResolveError::AllForbidden { .. } => Reason::DestinationAddressForbidden,
+            }
+        })
+    }
+}

@@ -1,0 +1,16 @@
+//! The decision point: answers Envoy's `ext_authz` from the signed registry.
+//!
+//! A library only so that its parts can be tested; `agent-gateway-authz` is what runs.
+
+#![forbid(unsafe_code)]
+
+pub mod addresses;
+pub mod admin;
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod decision_point;
+pub mod metrics;
+pub mod resolver;
+pub mod serve;
+pub mod telemetry;

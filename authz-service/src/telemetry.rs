@@ -1,0 +1,130 @@
+//! Logs to stdout, traces to an OTLP collector, and the trace that Envoy began.
+
+use std::collections::HashMap;
+
+use envoy_types::pb::envoy::service::auth::v3::attribute_context::HttpRequest;
+use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
+use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
+use opentelemetry_otlp::{ExporterBuildError, WithExportConfig as _};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tonic::metadata::MetadataMap;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
+use tracing_subscriber::{EnvFilter, Layer as _, filter};
+
+use crate::config::Observability;
+
+/// Why telemetry doesn't start.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// `log_level` is no filter.
+    #[error("observability.log_level: {0}")]
+    Filter(#[from] filter::ParseError),
+    /// `otlp_endpoint` is no endpoint.
+    #[error("observability.otlp_endpoint: {0}")]
+    Endpoint(#[from] ExporterBuildError),
+    /// Started twice.
+    #[error("logging can't be set up: {0}")]
+    Twice(#[from] TryInitError),
+}
+
+/// What must be flushed at the end.
+#[derive(Debug)]
+pub struct Telemetry {
+    provider: Option<SdkTracerProvider>,
+}
+
+/// Starts logging and, if an endpoint is configured, tracing.
+pub fn start(config: &Observability) -> Result<Telemetry, TelemetryError> {
+    let provider = config
+        .otlp_endpoint
+        .as_deref()
+        .map(exporting_to)
+        .transpose()?;
+    let spans = provider
+        .as_ref()
+        .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("authz")));
+    let stdout = config.log_stdout.then(|| {
+        // JSON: no value, whoever chose it, can pass for another line or field.
+        tracing_subscriber::fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_span_list(false)
+    });
+    tracing_subscriber::registry()
+        .with(spans.with_filter(EnvFilter::try_new(&config.log_level)?))
+        .with(stdout.with_filter(EnvFilter::try_new(&config.log_level)?))
+        .try_init()?;
+    Ok(Telemetry { provider })
+}
+
+fn exporting_to(endpoint: &str) -> Result<SdkTracerProvider, ExporterBuildError> {
+    let exporter = opentelemetry_otlp::SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(endpoint)
+        .build()?;
+    Ok(SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_resource(
+            Resource::builder()
+                .with_service_name("agent-gateway-authz")
+                .build(),
+        )
+        .build())
+}
+
+impl Telemetry {
+    /// Sends what is still held back; bounded by the exporter's own time-out.
+    pub async fn shut_down(self) {
+        let Some(provider) = self.provider else {
+            return;
+        };
+        let flushed = tokio::task::spawn_blocking(move || provider.shutdown()).await;
+        if !matches!(flushed, Ok(Ok(()))) {
+            tracing::warn!("the last traces were not sent");
+        }
+    }
+}
+
+/// Makes `span` part of the trace that Envoy is in: the Check call's own `traceparent` if Envoy
+/// traces, else the agent's, which Envoy passes on.
+pub fn continue_trace(span: &tracing::Span, metadata: &MetadataMap, http: Option<&HttpRequest>) {
+    let propagator = TraceContextPropagator::new();
+    let envoy = propagator.extract(&FromMetadata(metadata));
+    let parent = match http {
+        Some(http) if !envoy.span().span_context().is_valid() => {
+            propagator.extract(&FromHeaders(&http.headers))
+        }
+        _ => envoy,
+    };
+    if parent.span().span_context().is_valid() && span.set_parent(parent).is_err() {
+        tracing::debug!("tracing is off, so the trace is not continued");
+    }
+}
+
+struct FromMetadata<'a>(&'a MetadataMap);
+
+impl Extractor for FromMetadata<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        Vec::new()
+    }
+}
+
+struct FromHeaders<'a>(&'a HashMap<String, String>);
+
+impl Extractor for FromHeaders<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(String::as_str)
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        Vec::new()
+    }
+}

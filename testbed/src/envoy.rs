@@ -1,0 +1,234 @@
+//! Envoy with the project's own `envoy/envoy.yaml`, on free ports.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::pki::GatewayPki;
+use crate::process::{self, PATIENCE, Process};
+
+/// What a test says about the Envoy it wants.
+#[derive(Debug)]
+pub struct EnvoyOptions<'a> {
+    /// Where the authorization service listens, or will listen.
+    pub authz: SocketAddr,
+    /// The server certificate.
+    pub pki: &'a GatewayPki,
+    /// Which loopback address to listen on.
+    pub listen: IpAddr,
+}
+
+impl<'a> EnvoyOptions<'a> {
+    /// Listens on 127.0.0.1.
+    pub fn new(authz: SocketAddr, pki: &'a GatewayPki) -> EnvoyOptions<'a> {
+        EnvoyOptions {
+            authz,
+            pki,
+            listen: Ipv4Addr::LOCALHOST.into(),
+        }
+    }
+}
+
+/// A running Envoy.
+#[derive(Debug)]
+pub struct Envoy {
+    process: Process,
+    files: Files,
+}
+
+/// What Envoy runs from; it stays the same when Envoy is started again.
+#[derive(Debug)]
+struct Files {
+    folder: TempDir,
+    addr: SocketAddr,
+    admin: SocketAddr,
+}
+
+impl Envoy {
+    /// Starts Envoy and waits until it listens.
+    pub async fn start(options: EnvoyOptions<'_>) -> Result<Envoy> {
+        let files = Files::write(&options)?;
+        Ok(Envoy {
+            process: files.run().await?,
+            files,
+        })
+    }
+
+    /// Has Envoy check the configuration without running it.
+    pub fn validate(options: &EnvoyOptions<'_>) -> Result<()> {
+        let files = Files::write(options)?;
+        let mut command = files.command()?;
+        process::output(command.args(["--mode", "validate"])).map(drop)
+    }
+
+    /// Where agents connect.
+    pub fn addr(&self) -> SocketAddr {
+        self.files.addr
+    }
+
+    /// The admin interface.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.files.admin
+    }
+
+    /// The entries of the access log so far.
+    pub fn access_log(&self) -> Result<Vec<Value>> {
+        self.files.access_log()
+    }
+
+    /// Waits for an access log entry that `wanted` accepts.
+    pub async fn logged(&self, wanted: impl Fn(&Value) -> bool) -> Result<Value> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let entries = self.access_log()?;
+            if let Some(entry) = entries.iter().find(|entry| wanted(entry)) {
+                return Ok(entry.clone());
+            }
+            if Instant::now() >= deadline {
+                bail!("no such entry in the access log: {entries:#?}");
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// Stops Envoy, which cuts all its tunnels.
+    pub fn stop(&mut self) -> Result<()> {
+        self.process.terminate().map(drop)
+    }
+
+    /// Starts Envoy again on the same ports.
+    pub async fn start_again(&mut self) -> Result<()> {
+        self.process.kill();
+        self.process = self.files.run().await?;
+        Ok(())
+    }
+
+    /// The Envoy process, to be paused, killed or read the log of.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+}
+
+impl Files {
+    /// Writes the product's configuration with its ports and paths replaced by the test's.
+    fn write(options: &EnvoyOptions<'_>) -> Result<Files> {
+        let folder = crate::scratch::folder("envoy")?;
+        let files = Files {
+            addr: SocketAddr::new(options.listen, crate::free_port()?),
+            admin: SocketAddr::from((Ipv4Addr::LOCALHOST, crate::free_port()?)),
+            folder,
+        };
+        let mut config = fs::read_to_string(repository().join("envoy/envoy.yaml"))
+            .context("read envoy/envoy.yaml")?;
+        let defaults = [
+            (socket("127.0.0.1:8443".parse()?), socket(files.addr)),
+            (socket("127.0.0.1:9901".parse()?), socket(files.admin)),
+            (socket("127.0.0.1:50051".parse()?), socket(options.authz)),
+            (
+                "certs/server.pem".to_owned(),
+                text(&options.pki.certificate_file())?,
+            ),
+            (
+                "certs/server-key.pem".to_owned(),
+                text(&options.pki.key_file())?,
+            ),
+            (
+                "logs/access.jsonl".to_owned(),
+                text(&files.access_log_file())?,
+            ),
+        ];
+        for (default, ours) in defaults {
+            if config.matches(&default).count() != 1 {
+                bail!("envoy/envoy.yaml should hold {default:?} exactly once");
+            }
+            config = config.replace(&default, &ours);
+        }
+        fs::write(files.config_file(), config)?;
+        Ok(files)
+    }
+
+    fn config_file(&self) -> PathBuf {
+        self.folder.path().join("envoy.yaml")
+    }
+
+    fn access_log_file(&self) -> PathBuf {
+        self.folder.path().join("access.jsonl")
+    }
+
+    fn access_log(&self) -> Result<Vec<Value>> {
+        let log = fs::read_to_string(self.access_log_file()).unwrap_or_default();
+        // The last line may still be on its way.
+        let complete = log.rsplit_once('\n').map_or("", |(complete, _)| complete);
+        complete
+            .lines()
+            .map(|line| Ok(serde_json::from_str(line)?))
+            .collect()
+    }
+
+    fn command(&self) -> Result<Command> {
+        let mut command = Command::new(binary()?);
+        command
+            .current_dir(self.folder.path())
+            .args([
+                "--disable-hot-restart",
+                "--concurrency",
+                "2",
+                "--log-level",
+                "warning",
+            ])
+            .args(["--file-flush-interval-msec", "20", "--config-path"])
+            .arg(self.config_file());
+        Ok(command)
+    }
+
+    async fn run(&self) -> Result<Process> {
+        let (command, addr) = (self.command()?, self.addr);
+        let start = move || {
+            let mut process = Process::start("envoy", &command)?;
+            process.wait_for_port(addr)?;
+            Ok(process)
+        };
+        tokio::task::spawn_blocking(start).await?
+    }
+}
+
+/// As envoy.yaml writes an address.
+fn socket(addr: SocketAddr) -> String {
+    let (ip, port) = (addr.ip(), addr.port());
+    match ip {
+        IpAddr::V4(ip) => format!("{{address: {ip}, port_value: {port}}}"),
+        IpAddr::V6(ip) => format!("{{address: \"{ip}\", port_value: {port}}}"),
+    }
+}
+
+fn text(path: &Path) -> Result<String> {
+    Ok(path
+        .to_str()
+        .context("a path that is not UTF-8")?
+        .to_owned())
+}
+
+fn binary() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("AGENT_GATEWAY_ENVOY") {
+        return Ok(path.into());
+    }
+    let ours = repository().join(".tools/bin/envoy");
+    if ours.exists() {
+        return Ok(ours);
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|folder| folder.join("envoy"))
+        .find(|candidate| candidate.is_file())
+        .context("no envoy binary: run `make setup`")
+}
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}

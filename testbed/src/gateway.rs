@@ -1,0 +1,89 @@
+//! The whole gateway: a migrated database, the authz-service, DNS and Envoy.
+
+use anyhow::Result;
+
+use crate::authz::{self, Authz, AuthzOptions};
+use crate::rows::{Grant, Principal};
+use crate::tunnel::{Answer, TunnelClient};
+use crate::{ClientCertificate, Database, DnsServer, Envoy, EnvoyOptions, GatewayPki, TcpService};
+
+/// Everything between an agent and what it wants to reach.
+#[derive(Debug)]
+pub struct Gateway {
+    /// Envoy.
+    pub envoy: Envoy,
+    /// The decision point.
+    pub authz: Authz,
+    /// Names to addresses, as the test wants them.
+    pub dns: DnsServer,
+    /// The registry.
+    pub database: Database,
+    /// A principal, `org-alice`, that is registered and has no scope yet.
+    pub principal: Principal,
+    /// The gateway's own certificate.
+    pub pki: GatewayPki,
+}
+
+impl Gateway {
+    /// Starts a gateway whose DNS resolves nothing yet.
+    pub async fn start() -> Result<Gateway> {
+        Self::start_with(AuthzOptions::default()).await
+    }
+
+    /// Starts a gateway; database and DNS server of `options` are filled in.
+    pub async fn start_with(options: AuthzOptions) -> Result<Gateway> {
+        let database = crate::database().await?;
+        authz::migrate(&database.url())?;
+        let principal = Principal::registered(&database, &[])?;
+        let dns = DnsServer::start().await?;
+        dns.set_ttl(0);
+        let authz = Authz::start(&AuthzOptions {
+            database_url: database.url(),
+            nameservers: vec![dns.addr()],
+            ..options
+        })?;
+        let pki = GatewayPki::generate()?;
+        let envoy = Envoy::start(EnvoyOptions::new(authz.grpc_addr(), &pki)).await?;
+        Ok(Gateway {
+            envoy,
+            authz,
+            dns,
+            database,
+            principal,
+            pki,
+        })
+    }
+
+    /// Gives the principal scope for `destination` and the agent a permission for it.
+    pub fn grant(&self, agent: &ClientCertificate, destination: &str) -> Result<()> {
+        self.scope(destination)?;
+        let grant = Grant::new(AGENT, agent.spki_der(), destination);
+        self.principal.grant(&self.database, &grant)
+    }
+
+    /// Gives the principal scope for `destination`, for longer than any default permission.
+    pub fn scope(&self, destination: &str) -> Result<()> {
+        let times = crate::rows::Times::from_now(-7200, 60 * 86_400);
+        self.principal.scope(&self.database, destination, &times)
+    }
+
+    /// Asks for a tunnel on a new connection.
+    pub async fn connect(&self, agent: &ClientCertificate, authority: &str) -> Result<Answer> {
+        let client = TunnelClient::connect(self.envoy.addr(), &self.pki, agent).await?;
+        client.open(authority).await
+    }
+}
+
+/// The identity that [`Gateway::grant`] grants to.
+pub const AGENT: &str = "agent-alpha";
+
+/// What [`AuthzOptions::private`] needs so that `name` may lead to `service` alone.
+pub fn private(name: &str, service: &TcpService) -> (String, Vec<String>) {
+    let address = service.addr();
+    let range = format!(
+        "{}/{}",
+        address.ip(),
+        if address.is_ipv4() { 32 } else { 128 }
+    );
+    (format!("{name}:{}", address.port()), vec![range])
+}

@@ -1,0 +1,40 @@
+//! Starts the real parts for tests, demo and bench: Postgres, swtpm, Envoy, a DNS server, small
+//! TCP services, and clients that can send what no honest client would.
+//!
+//! Everything listens on loopback, lives in temporary folders, is killed when dropped, and cannot
+//! outlive the process that started it. What is needed on the machine is installed by
+//! `make setup`.
+
+#![forbid(unsafe_code)]
+
+pub mod authz;
+pub mod binary;
+pub mod certificate;
+pub mod dns;
+pub mod envoy;
+pub mod gateway;
+pub mod pki;
+pub mod port;
+pub mod postgres;
+pub mod process;
+pub mod raw;
+pub mod rows;
+pub mod scratch;
+pub mod service;
+pub mod swtpm;
+mod tls;
+pub mod tunnel;
+
+pub use authz::{Authz, AuthzOptions};
+pub use certificate::ClientCertificate;
+pub use dns::DnsServer;
+pub use envoy::{Envoy, EnvoyOptions};
+pub use gateway::Gateway;
+pub use pki::GatewayPki;
+pub use port::free_port;
+pub use postgres::{Database, Postgres, database};
+pub use process::Process;
+pub use raw::RawClient;
+pub use service::{Behaviour, TcpService};
+pub use swtpm::Swtpm;
+pub use tunnel::TunnelClient;

@@ -1,0 +1,100 @@
+//! Agents' requests through real Envoy, the real service and real Postgres.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod allowed;
+
+use testbed::gateway::private;
+use testbed::tunnel::Answer;
+use testbed::{AuthzOptions, Behaviour, ClientCertificate, Gateway, TcpService};
+
+/// A gateway, an agent with the identity that grants go to, and a service named `docstore` that
+/// echoes. The principal has no scope and the agent no permission yet.
+struct Scene {
+    gateway: Gateway,
+    agent: ClientCertificate,
+    service: TcpService,
+    /// `docstore:port`.
+    destination: String,
+}
+
+impl Scene {
+    async fn start() -> Self {
+        Self::start_with(AuthzOptions::default()).await
+    }
+
+    async fn start_with(options: AuthzOptions) -> Self {
+        let service = TcpService::start([127, 0, 0, 1], Behaviour::Echo)
+            .await
+            .unwrap();
+        let rule = private("docstore", &service);
+        let destination = rule.0.clone();
+        let mut options = AuthzOptions {
+            hosts: "127.0.0.1 docstore".to_owned(),
+            ..options
+        };
+        options.private.push(rule);
+        let gateway = Gateway::start_with(options).await.unwrap();
+        let agent = ClientCertificate::for_identity(testbed::gateway::AGENT).unwrap();
+        Self {
+            gateway,
+            agent,
+            service,
+            destination,
+        }
+    }
+
+    /// As [`Scene::start`], with a permission that allows the agent to reach `docstore`.
+    async fn granted() -> Self {
+        let scene = Self::start().await;
+        scene
+            .gateway
+            .grant(&scene.agent, &scene.destination)
+            .unwrap();
+        scene
+    }
+
+    /// The agent asks for a tunnel to the service.
+    async fn connect(&self) -> Answer {
+        self.gateway
+            .connect(&self.agent, &self.destination)
+            .await
+            .unwrap()
+    }
+}
+
+/// Asserts a deny: the status, and a body and headers that say why.
+#[track_caller]
+fn assert_denied(answer: &Answer, status: u16, reason: &str) {
+    assert_eq!(
+        (answer.status.as_u16(), reason_of(answer).as_str()),
+        (status, reason),
+        "{answer:?}"
+    );
+    let body = answer.json().unwrap();
+    let id = body["decision_id"].as_str().unwrap();
+    assert_eq!(answer.header("x-agent-gateway-decision-id"), Some(id));
+    assert!(!body["hint"].as_str().unwrap().is_empty());
+    assert!(!body["error"].as_str().unwrap().is_empty());
+    let proxy_status = answer.header("proxy-status").unwrap();
+    assert!(
+        proxy_status.starts_with("agent-gateway; error="),
+        "{proxy_status}"
+    );
+    assert!(
+        proxy_status.ends_with(&format!("details=\"{reason}\"")),
+        "{proxy_status}"
+    );
+}
+
+fn reason_of(answer: &Answer) -> String {
+    match answer.json() {
+        Ok(body) => body["reason"].as_str().unwrap_or_default().to_owned(),
+        Err(_) => String::new(),
+    }
+}

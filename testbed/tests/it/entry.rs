@@ -1,0 +1,230 @@
+//! Who gets in, by which method, and what of a request the service sees.
+
+use std::collections::BTreeSet;
+
+use http::{Method, Request};
+use http_body_util::Full;
+use testbed::TunnelClient;
+use testbed::raw::Outcome;
+use testbed::{
+    Behaviour, ClientCertificate, Envoy, EnvoyOptions, GatewayPki, RawClient, TcpService,
+};
+
+use crate::decider::{Gateway, Verdict, dial, dial_private};
+
+#[test]
+fn product_configuration_is_valid() {
+    let pki = GatewayPki::generate().unwrap();
+    Envoy::validate(&EnvoyOptions::new(([127, 0, 0, 1], 1).into(), &pki)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_without_certificate_is_cut_off() {
+    let gateway = Gateway::start(dial("127.0.0.1:1")).await;
+    let mut client = RawClient::connect(gateway.addr(), &gateway.pki, None)
+        .await
+        .unwrap();
+    let outcome = client.open(b"docstore:443", &[]).await.unwrap();
+    assert_eq!(outcome, Outcome::ConnectionClosed(None));
+    assert_eq!(gateway.checks().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stolen_certificate_without_its_key_is_cut_off() {
+    let gateway = Gateway::start(dial("127.0.0.1:1")).await;
+    let stolen = gateway.certificate.stolen().unwrap();
+    let connection = RawClient::connect(gateway.addr(), &gateway.pki, Some(&stolen)).await;
+    let outcome = connection
+        .unwrap()
+        .open(b"docstore:443", &[])
+        .await
+        .unwrap();
+    assert_eq!(outcome, Outcome::ConnectionClosed(None));
+    assert_eq!(gateway.checks().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn service_sees_the_leaf_and_the_raw_authority() {
+    let gateway = Gateway::start(dial("127.0.0.1:1")).await;
+    gateway.open("DocStore.:0443").await;
+    let checks = gateway.checks();
+    assert_eq!(checks.len(), 1);
+    assert_eq!(checks[0].host, "DocStore.:0443");
+    assert_eq!(checks[0].method, "CONNECT");
+    let seen = gateway
+        .seen_certificate()
+        .replace("%20", " ")
+        .replace("%0A", "\n");
+    let seen = seen
+        .replace("%2B", "+")
+        .replace("%2F", "/")
+        .replace("%3D", "=");
+    let lines = |pem: &str| {
+        pem.lines()
+            .map(|line| line.trim().to_owned())
+            .collect::<String>()
+    };
+    assert_eq!(lines(&seen), lines(gateway.certificate.pem()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn expired_certificate_is_left_to_the_service() {
+    let gateway = Gateway::start(dial("127.0.0.1:1")).await;
+    let expired = ClientCertificate::builder()
+        .identity("agent-alpha")
+        .validity((2001, 1, 1), (2002, 1, 1))
+        .build()
+        .unwrap();
+    let client = TunnelClient::connect(gateway.addr(), &gateway.pki, &expired)
+        .await
+        .unwrap();
+    client.open("docstore:443").await.unwrap();
+    assert_eq!(gateway.checks().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn service_sees_trace_headers_and_no_others_of_the_client() {
+    let gateway = Gateway::start(dial("127.0.0.1:1")).await;
+    let mut client = RawClient::connect(gateway.addr(), &gateway.pki, Some(&gateway.certificate))
+        .await
+        .unwrap();
+    let trace = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let sent: [(&str, &[u8]); 8] = [
+        ("x-forwarded-client-cert", b"Hash=00;URI=spiffe://forged"),
+        ("proxy-authorization", b"Basic c2VjcmV0OnNlY3JldA=="),
+        ("authorization", b"Bearer secret"),
+        ("cookie", b"session=secret"),
+        ("x-request-id", b"chosen-by-the-client"),
+        ("x-envoy-original-dst-host", b"127.0.0.1:22"),
+        ("traceparent", trace),
+        ("tracestate", b"a=b"),
+    ];
+    assert_eq!(
+        client.open(b"docstore:443", &sent).await.unwrap().status(),
+        Some(403)
+    );
+
+    let check = gateway.checks().remove(0);
+    let names: BTreeSet<&str> = check.headers.keys().map(String::as_str).collect();
+    assert_eq!(
+        names,
+        BTreeSet::from(["traceparent", "tracestate", "x-request-id"])
+    );
+    assert_eq!(check.headers["traceparent"].as_bytes(), trace);
+    assert_ne!(check.headers["x-request-id"], "chosen-by-the-client");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn denied_answer_reaches_the_client_unchanged() {
+    let body = r#"{"error":"denied","reason":"no_permission"}"#;
+    let denied = Verdict::Deny(403, ("x-agent-gateway-decision-id", "d-1"), body);
+    let gateway = Gateway::start(denied).await;
+    let answer = gateway.open("docstore:443").await;
+    assert_eq!(answer.status, 403);
+    assert_eq!(answer.header("x-agent-gateway-decision-id"), Some("d-1"));
+    assert_eq!(answer.text(), body);
+    let entry = gateway
+        .envoy
+        .logged(|entry| entry["status"] == 403)
+        .await
+        .unwrap();
+    assert_eq!(entry["reason"], "as the test says");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_methods_are_405_without_asking_the_service() {
+    let gateway = Gateway::start(dial("127.0.0.1:1")).await;
+    let client = gateway.client().await;
+    for method in [Method::GET, Method::POST, Method::OPTIONS, Method::PUT] {
+        let request = Request::builder()
+            .method(method.clone())
+            .uri("https://gateway/relay")
+            .body(Full::from("some body"))
+            .unwrap();
+        let answer = client.send(request).await.unwrap();
+        assert_eq!(answer.status, 405, "{method}");
+        assert_eq!(answer.header("allow"), Some("CONNECT"));
+        assert_eq!(answer.json().unwrap()["reason"], "method_not_allowed");
+    }
+    assert_eq!(gateway.checks().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_authority_costs_its_own_stream_alone() {
+    let service = TcpService::start([127, 0, 0, 1], Behaviour::Echo)
+        .await
+        .unwrap();
+    let gateway = Gateway::start(dial_private(service.addr())).await;
+    let mut client = RawClient::connect(gateway.addr(), &gateway.pki, Some(&gateway.certificate))
+        .await
+        .unwrap();
+    let malformed: [&[u8]; 9] = [
+        b"user@docstore:443",
+        b"",
+        "docstore:\u{ff14}\u{ff14}\u{ff13}".as_bytes(),
+        b"[::1 ]:443",
+        b"[::1/]:443",
+        b" docstore:443",
+        b"docstore:443 ",
+        b"doc store:443",
+        b"doc\0store:443",
+    ];
+    for authority in malformed {
+        let outcome = client.open(authority, &[]).await.unwrap();
+        assert!(
+            matches!(outcome, Outcome::StreamReset(_)),
+            "{authority:?}: {outcome:?}"
+        );
+    }
+    assert_eq!(gateway.checks().len(), 0);
+    assert_eq!(
+        client.open(b"docstore:443", &[]).await.unwrap().status(),
+        Some(200)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn forms_that_envoy_lets_pass_reach_the_service_as_sent() {
+    let denied = Verdict::Deny(400, ("x-denied", "yes"), "");
+    let gateway = Gateway::start(denied).await;
+    let mut client = RawClient::connect(gateway.addr(), &gateway.pki, Some(&gateway.certificate))
+        .await
+        .unwrap();
+    let forms = [
+        "a:1:2",
+        "docstore:0",
+        "docstore:99999",
+        "docstore:abc",
+        "0x7f000001:443",
+        "2130706433:443",
+        "127.1:443",
+        "0177.0.0.1:443",
+        "[fe80::1%25eth0]:443",
+        "docstore.:443",
+    ];
+    for form in forms {
+        let outcome = client.open(form.as_bytes(), &[]).await.unwrap();
+        assert_eq!(outcome.status(), Some(400), "{form}");
+    }
+    let seen: Vec<String> = gateway
+        .checks()
+        .into_iter()
+        .map(|check| check.host)
+        .collect();
+    assert_eq!(seen, forms);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn huge_headers_are_refused() {
+    let gateway = Gateway::start(dial("127.0.0.1:1")).await;
+    let mut client = RawClient::connect(gateway.addr(), &gateway.pki, Some(&gateway.certificate))
+        .await
+        .unwrap();
+    let huge = vec![b'a'; 17 * 1024];
+    let outcome = client
+        .open(b"docstore:443", &[("x-filler", &huge)])
+        .await
+        .unwrap();
+    assert!(matches!(outcome, Outcome::StreamReset(_)), "{outcome:?}");
+    assert_eq!(gateway.checks().len(), 0);
+}
