@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
@@ -39,6 +39,16 @@ impl Postgres {
     /// Where it listens.
     pub fn addr(&self) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, self.port))
+    }
+
+    /// Creates an empty database on this server.
+    pub fn database(&self, name: &str) -> Result<Database> {
+        self.create_database(name)?;
+        let server = Url::parse(&self.url("postgres")).context("server URL")?;
+        Ok(Database {
+            server,
+            name: name.to_owned(),
+        })
     }
 
     /// Makes an empty database, and returns its URL.
@@ -125,7 +135,12 @@ pub async fn database() -> Result<Database> {
         };
         let server = Url::parse(&server).context("TEST_DATABASE_URL is not a URL")?;
         let count = COUNT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("agent_gateway_test_{}_{count}", std::process::id());
+        // Process ids come round again, and a server of TEST_DATABASE_URL may be shared.
+        let started = SystemTime::now().duration_since(UNIX_EPOCH)?.as_nanos();
+        let name = format!(
+            "agent_gateway_test_{}_{count}_{started:x}",
+            std::process::id()
+        );
         create(server.as_str(), &name)?;
         Ok(Database { server, name })
     })

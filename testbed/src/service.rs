@@ -40,7 +40,12 @@ struct Seen {
 impl TcpService {
     /// Listens on a free port of `ip`, such as any 127.x.y.z.
     pub async fn start(ip: impl Into<IpAddr>, behaviour: Behaviour) -> Result<TcpService> {
-        let listener = TcpListener::bind((ip.into(), 0)).await?;
+        Self::start_at((ip.into(), 0).into(), behaviour).await
+    }
+
+    /// Listens on exactly this address.
+    pub async fn start_at(addr: SocketAddr, behaviour: Behaviour) -> Result<TcpService> {
+        let listener = TcpListener::bind(addr).await?;
         let addr = listener.local_addr()?;
         let seen = Arc::new(Mutex::new(Seen::default()));
         let task = tokio::spawn(serve(listener, behaviour, seen.clone()));

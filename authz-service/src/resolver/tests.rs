@@ -371,6 +371,20 @@ async fn ipv4_comes_first_without_an_ipv6_route_and_ipv6_with_one() {
 }
 
 #[tokio::test]
+async fn addresses_in_the_hosts_file_come_in_the_same_order() {
+    let mut fixture = Fixture::new("2600::8 both.example\n9.9.9.9 both.example\n").await;
+    assert_eq!(
+        fixture.resolve("both.example").await,
+        Ok(public("9.9.9.9:443"))
+    );
+    fixture.has_ipv6_route = || true;
+    assert_eq!(
+        fixture.resolve("both.example").await,
+        Ok(public("[2600::8]:443"))
+    );
+}
+
+#[tokio::test]
 async fn each_call_takes_the_next_address() {
     let fixture = Fixture::with_names(&[
         ("one.example", &["9.9.9.3", "9.9.9.1", "9.9.9.2", "2600::8"]),

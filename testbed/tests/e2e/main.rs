@@ -8,6 +8,11 @@
 )]
 
 mod allowed;
+mod authority;
+mod certificates;
+mod destinations;
+mod outages;
+mod signed_rows;
 
 use testbed::gateway::private;
 use testbed::tunnel::Answer;

@@ -1,0 +1,186 @@
+//! Names that lead nowhere, or where they must not.
+
+use std::net::IpAddr;
+
+use testbed::dns::Answer;
+use testbed::gateway::AGENT;
+use testbed::{AuthzOptions, Behaviour, ClientCertificate, Gateway, TcpService};
+
+use super::assert_denied;
+
+/// A gateway whose agent may reach `app.test:port`, which may resolve to 127.0.0.1 alone, and the
+/// services at that port of 127.0.0.1 and 127.0.0.2.
+struct Named {
+    gateway: Gateway,
+    agent: ClientCertificate,
+    good: Option<TcpService>,
+    bad: TcpService,
+    destination: String,
+}
+
+const GOOD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 1));
+const BAD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 2));
+
+impl Named {
+    async fn start(good_listens: bool) -> Self {
+        let bad = TcpService::start(BAD, Behaviour::Echo).await.unwrap();
+        let port = bad.addr().port();
+        let good = if good_listens {
+            Some(
+                TcpService::start_at((GOOD, port).into(), Behaviour::Echo)
+                    .await
+                    .unwrap(),
+            )
+        } else {
+            None
+        };
+        let destination = format!("app.test:{port}");
+        let options = AuthzOptions {
+            private: vec![(destination.clone(), vec!["127.0.0.1/32".to_owned()])],
+            ..AuthzOptions::default()
+        };
+        let gateway = Gateway::start_with(options).await.unwrap();
+        let agent = ClientCertificate::for_identity(AGENT).unwrap();
+        gateway.grant(&agent, &destination).unwrap();
+        Self {
+            gateway,
+            agent,
+            good,
+            bad,
+            destination,
+        }
+    }
+
+    async fn answer(&self, answer: Answer) -> testbed::tunnel::Answer {
+        self.gateway.dns.answer("app.test", answer);
+        self.gateway
+            .connect(&self.agent, &self.destination)
+            .await
+            .unwrap()
+    }
+}
+
+fn addresses(list: &[&str]) -> Answer {
+    Answer::Addresses(
+        list.iter()
+            .map(|address| address.parse().unwrap())
+            .collect(),
+    )
+}
+
+#[tokio::test]
+async fn a_name_reaches_only_the_addresses_listed_for_it() {
+    let named = Named::start(true).await;
+    let answer = named.answer(addresses(&["127.0.0.1"])).await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(named.good.as_ref().unwrap().connections(), 1);
+    for forbidden in [
+        "127.0.0.2",
+        "169.254.169.254",
+        "10.0.0.1",
+        "192.168.1.1",
+        "100.64.0.1",
+        "0.0.0.0",
+        "224.0.0.1",
+        "::1",
+        "::ffff:127.0.0.1",
+        "fe80::1",
+        "fd00:ec2::254",
+        "64:ff9b::7f00:1",
+        "2002:7f00:1::",
+    ] {
+        let answer = named.answer(addresses(&[forbidden])).await;
+        assert_denied(&answer, 403, "destination_address_forbidden");
+    }
+    assert_eq!(named.bad.connections(), 0);
+}
+
+#[tokio::test]
+async fn of_good_and_bad_addresses_only_the_good_is_dialled() {
+    let named = Named::start(true).await;
+    for _ in 0..4 {
+        for order in [["127.0.0.1", "127.0.0.2"], ["127.0.0.2", "127.0.0.1"]] {
+            assert_eq!(named.answer(addresses(&order)).await.status, 200);
+        }
+    }
+    assert_eq!(named.good.as_ref().unwrap().connections(), 8);
+    assert_eq!(named.bad.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_good_address_that_refuses_does_not_lead_to_the_bad_one() {
+    let named = Named::start(false).await;
+    let answer = named.answer(addresses(&["127.0.0.1", "127.0.0.2"])).await;
+    assert_eq!(answer.status, 502, "{answer:?}");
+    assert_eq!(named.bad.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_name_that_points_elsewhere_the_second_time_is_judged_again() {
+    let named = Named::start(true).await;
+    let rebinding = Answer::Sequence(vec![vec![GOOD], vec![BAD]]);
+    assert_eq!(named.answer(rebinding).await.status, 200);
+    let again = named
+        .gateway
+        .connect(&named.agent, &named.destination)
+        .await
+        .unwrap();
+    assert_denied(&again, 403, "destination_address_forbidden");
+    assert_eq!(named.good.as_ref().unwrap().connections(), 1);
+    assert_eq!(named.bad.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_name_that_does_not_resolve_is_502() {
+    let named = Named::start(true).await;
+    let answer = named.answer(Answer::NxDomain).await;
+    assert_denied(&answer, 502, "destination_unresolvable");
+    let answer = named.answer(addresses(&[])).await;
+    assert_denied(&answer, 502, "destination_unresolvable");
+}
+
+#[tokio::test]
+async fn a_name_whose_servers_hang_is_502() {
+    let named = Named::start(true).await;
+    let answer = named.answer(Answer::Hang).await;
+    assert_denied(&answer, 502, "destination_unresolvable");
+}
+
+#[tokio::test]
+async fn only_a_granted_name_is_ever_looked_up() {
+    let named = Named::start(true).await;
+    let answer = named
+        .gateway
+        .connect(&named.agent, "exfil.test:443")
+        .await
+        .unwrap();
+    assert_denied(&answer, 403, "no_permission");
+    assert_eq!(named.gateway.dns.queries("exfil.test"), 0);
+}
+
+#[tokio::test]
+async fn address_literals_are_judged_like_names() {
+    let named = Named::start(true).await;
+    let literal = named.bad.addr().to_string();
+    named.gateway.grant(&named.agent, &literal).unwrap();
+    let answer = named.gateway.connect(&named.agent, &literal).await.unwrap();
+    assert_denied(&answer, 403, "destination_address_forbidden");
+    assert_eq!(named.bad.connections(), 0);
+}
+
+#[tokio::test]
+async fn the_gateways_own_listeners_are_out_of_reach_even_where_loopback_is_listed() {
+    let first = testbed::port::free_ports(2).unwrap();
+    let own = format!("127.0.0.1:{first}");
+    let loopback = vec!["127.0.0.0/8".to_owned()];
+    let options = AuthzOptions {
+        private: vec![(own.clone(), loopback)],
+        gateway_listeners: vec![own.parse().unwrap()],
+        ..AuthzOptions::default()
+    };
+    let gateway = Gateway::start_with(options).await.unwrap();
+    let agent = ClientCertificate::for_identity(AGENT).unwrap();
+    gateway.grant(&agent, &own).unwrap();
+    let answer = gateway.connect(&agent, &own).await.unwrap();
+    assert_denied(&answer, 403, "destination_address_forbidden");
+}
