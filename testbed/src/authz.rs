@@ -122,8 +122,10 @@ impl Files {
             "[server]\ngrpc_addr = \"{grpc}\"\n\
              [admin]\ngrpc_addr = \"{admin_grpc}\"\nhttp_addr = \"{admin_http}\"\n\
              [policy]\ndatabase_url_env = \"{DATABASE_URL}\"\n\
-             [dns]\nhosts_file = {hosts:?}\nresolv_conf = {resolv_conf:?}\nnameservers = {:?}\n\
+             [dns]\nhosts_file = '{}'\nresolv_conf = '{}'\nnameservers = {:?}\n\
              [tunnel]\ngateway_listeners = {:?}\n",
+            hosts.display(),
+            resolv_conf.display(),
             texts(&options.nameservers),
             texts(&options.gateway_listeners),
         );

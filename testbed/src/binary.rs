@@ -4,15 +4,17 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
-/// The path of one of the workspace's binaries, of the same build as the running test.
+/// The path of one of the workspace's binaries, of the same build as the running program.
 pub fn path(name: &str) -> Result<PathBuf> {
-    let test = std::env::current_exe().context("the running test's own path")?;
-    // target/<profile>/deps/<test>, target/<profile>/<binary>
-    let profile = test
-        .parent()
-        .and_then(|deps| deps.parent())
-        .context("target folder")?;
-    let binary = profile.join(name);
+    let running = std::env::current_exe().context("the running program's own path")?;
+    let folder = running.parent().context("target folder")?;
+    // Tests are in target/<profile>/deps, binaries in target/<profile>.
+    let profile = if folder.ends_with("deps") {
+        folder.parent()
+    } else {
+        Some(folder)
+    };
+    let binary = profile.context("target folder")?.join(name);
     if !binary.is_file() {
         bail!(
             "{} is not there: run `cargo build --workspace --bins`",

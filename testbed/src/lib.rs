@@ -22,7 +22,7 @@ pub mod rows;
 pub mod scratch;
 pub mod service;
 pub mod swtpm;
-mod tls;
+pub mod tls;
 pub mod tunnel;
 
 pub use authz::{Authz, AuthzOptions};

@@ -4,18 +4,19 @@
 //! bodies it reads are small.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use loona_hpack::Decoder;
+use rustls::version::TLS13;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::client::TlsStream;
 
+use crate::process::PATIENCE;
+use crate::tls::client_config;
 use crate::{ClientCertificate, GatewayPki};
 
-const PATIENCE: Duration = Duration::from_secs(20);
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// The largest frame that a peer must accept (RFC 9113, 4.2).
 const MAX_FRAME: usize = 16384;
@@ -106,7 +107,8 @@ impl RawClient {
         pki: &GatewayPki,
         certificate: Option<&ClientCertificate>,
     ) -> Result<RawClient> {
-        let stream = crate::tls::connect(gateway, pki, certificate).await?;
+        let stream =
+            crate::tls::connect(gateway, client_config(pki, certificate, &[&TLS13])?).await?;
         let mut client = RawClient {
             stream,
             decoder: Decoder::new(),

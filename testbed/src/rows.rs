@@ -85,6 +85,7 @@ impl Grant {
     }
 
     /// As [`Grant::new`], for another window.
+    #[must_use]
     pub fn during(mut self, times: Times) -> Grant {
         self.times = times;
         self
@@ -168,9 +169,22 @@ impl Principal {
         signature.as_bytes().to_vec()
     }
 
+    /// As [`Principal::grant`], for many at once.
+    pub fn grant_all(&self, database: &Database, grants: &[Grant]) -> Result<()> {
+        let statements: Vec<_> = grants
+            .iter()
+            .map(|grant| self.insertion(grant, &self.sign(grant)))
+            .collect();
+        database.execute(&statements.join(";"))
+    }
+
     /// Inserts a permission with a signature made elsewhere, or over something else.
     pub fn insert(&self, database: &Database, grant: &Grant, signature: &[u8]) -> Result<()> {
-        database.execute(&format!(
+        database.execute(&self.insertion(grant, signature))
+    }
+
+    fn insertion(&self, grant: &Grant, signature: &[u8]) -> String {
+        format!(
             "INSERT INTO permission_registry
                  (permission_id, signing_key_id, subject_identity, subject_public_key_spki_der,
                   destination, not_before, not_after, signature)
@@ -183,7 +197,7 @@ impl Principal {
             grant.times.not_before,
             grant.times.not_after,
             bytea(signature),
-        ))
+        )
     }
 }
 

@@ -1,7 +1,6 @@
 //! A well-behaved client of the gateway: mTLS, HTTP/2, CONNECT.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use bytes::Bytes;
@@ -11,13 +10,13 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::{self, SendRequest};
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::version::TLS13;
 use serde_json::Value;
 use tokio::time::timeout;
 
+use crate::process::PATIENCE;
+use crate::tls::client_config;
 use crate::{ClientCertificate, GatewayPki};
-
-/// How long the gateway may take to answer before that is a failure.
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// One connection to the gateway, for any number of tunnels at once.
 #[derive(Debug, Clone)]
@@ -51,7 +50,8 @@ impl TunnelClient {
         pki: &GatewayPki,
         certificate: &ClientCertificate,
     ) -> Result<TunnelClient> {
-        let stream = crate::tls::connect(gateway, pki, Some(certificate)).await?;
+        let stream =
+            crate::tls::connect(gateway, client_config(pki, Some(certificate), &[&TLS13])?).await?;
         // Windows as the product's own client has them: a tunnel that nobody reads must not
         // freeze the others.
         let (requests, connection) = http2::Builder::new(TokioExecutor::new())

@@ -4,11 +4,15 @@ use std::collections::BTreeSet;
 
 use http::{Method, Request};
 use http_body_util::Full;
-use testbed::TunnelClient;
+use rustls::HandshakeKind;
+use rustls::version::{TLS12, TLS13};
 use testbed::raw::Outcome;
+use testbed::tls::{client_config, connect};
 use testbed::{
     Behaviour, ClientCertificate, Envoy, EnvoyOptions, GatewayPki, RawClient, TcpService,
+    TunnelClient,
 };
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::decider::{Gateway, Verdict, dial, dial_private};
 
@@ -41,6 +45,34 @@ async fn stolen_certificate_without_its_key_is_cut_off() {
         .unwrap();
     assert_eq!(outcome, Outcome::ConnectionClosed(None));
     assert_eq!(gateway.checks().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_connection_proves_its_key_anew() {
+    let gateway = Gateway::start(dial("127.0.0.1:1")).await;
+    // One configuration, so that the client would offer to resume what it has tickets for.
+    let config = client_config(&gateway.pki, Some(&gateway.certificate), &[&TLS13]).unwrap();
+    for _ in 0..2 {
+        let mut stream = connect(gateway.addr(), config.clone()).await.unwrap();
+        // The server's first frame comes after any ticket, in answer to the client's.
+        let hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        stream.write_all(hello).await.unwrap();
+        let mut settings = [0; 9];
+        stream.read_exact(&mut settings).await.unwrap();
+        assert_eq!(
+            stream.get_ref().1.handshake_kind(),
+            Some(HandshakeKind::Full)
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn older_tls_is_refused() {
+    let gateway = Gateway::start(dial("127.0.0.1:1")).await;
+    let config = client_config(&gateway.pki, Some(&gateway.certificate), &[&TLS12]).unwrap();
+    let error = connect(gateway.addr(), config).await.unwrap_err();
+    let error = format!("{error:#}");
+    assert!(error.contains("ProtocolVersion"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
