@@ -25,6 +25,13 @@ pub struct Options {
     pub query_timeout: Duration,
 }
 
+impl Options {
+    /// Whether the URL is one, without connecting.
+    pub fn check(&self) -> Result<(), OpenError> {
+        connect_options(&self.url).map(drop)
+    }
+}
+
 /// Why the registry couldn't be opened at start.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {

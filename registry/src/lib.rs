@@ -6,12 +6,14 @@
 #![forbid(unsafe_code)]
 
 mod connection;
+mod feed;
 mod listing;
 mod lookup;
 mod schema;
 mod writer;
 
 pub use connection::{OpenError, Options, Reader};
+pub use feed::{Batch, Change, Feed, Wakeups, Why};
 pub use listing::{KeyEntry, PermissionEntry, ScopeEntry};
 pub use lookup::LookupError;
 pub use schema::{MigrateError, SCHEMA_VERSION, SchemaError, migrate};

@@ -5,10 +5,16 @@ use sqlx::{Connection as _, Executor as _, PgConnection};
 use crate::connection::{OpenError, connect_options};
 
 /// The migrations, in order; the n-th brings a database to version n. Files are append-only.
-const MIGRATIONS: [(&str, &str); 1] = [(
-    "0001_signed_authorization_registry.sql",
-    include_str!("../../migrations/0001_signed_authorization_registry.sql"),
-)];
+const MIGRATIONS: [(&str, &str); 2] = [
+    (
+        "0001_signed_authorization_registry.sql",
+        include_str!("../../migrations/0001_signed_authorization_registry.sql"),
+    ),
+    (
+        "0002_change_feed.sql",
+        include_str!("../../migrations/0002_change_feed.sql"),
+    ),
+];
 
 /// The version this program works with.
 #[expect(

@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+mod feed;
 mod lookup;
 mod outage;
 mod schema;

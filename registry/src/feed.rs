@@ -1,0 +1,293 @@
+//! The change feed: what was written to the registry since it was last read, in no way missed.
+//!
+//! Followed by transaction id (migrations/0002 says why). One statement returns the changes and
+//! its snapshot's xmin; the next read starts there and leaves out what was handled already.
+
+use std::collections::BTreeSet;
+
+use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
+use sqlx::{ConnectOptions as _, PgConnection};
+use tokio::time::{Instant, timeout_at};
+
+use crate::connection::{OpenError, connect_options};
+use crate::lookup::LookupError;
+
+/// More changes than this at once, and the reader starts afresh: forgetting everything costs less.
+const MAX_CHANGES: usize = 10_000;
+/// Most handled transactions remembered above a snapshot's xmin, which one long write holds back.
+const MAX_HANDLED: usize = 10_000;
+
+/// One change.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Change {
+    /// A permission of this agent key for this destination, all as stored.
+    Permission {
+        /// The agent.
+        identity: String,
+        /// The agent's key.
+        spki: Vec<u8>,
+        /// The destination.
+        destination: String,
+    },
+    /// A signing key, or one of its scopes.
+    SigningKey(String),
+}
+
+/// What one read found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Batch {
+    /// These changes, and no others.
+    Changes(Vec<Change>),
+    /// Anything may have changed.
+    Everything(Why),
+}
+
+/// Why anything may have changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Why {
+    /// The first read.
+    #[error("first read")]
+    First,
+    /// Another server, or the same after a failover.
+    #[error("another server, or another timeline")]
+    OtherServer,
+    /// Transaction ids went backwards, or the last change seen is not there: an older copy.
+    #[error("the database's history is not the one that was read before")]
+    OtherHistory,
+    /// The reader was away for so long that changes were pruned.
+    #[error("changes were pruned before they were read")]
+    Pruned,
+    /// A table was truncated.
+    #[error("a table was truncated")]
+    Truncated,
+    /// More at once than are worth following.
+    #[error("too many changes at once")]
+    TooMany,
+}
+
+/// Reads the feed, on a connection of its own: a pool full of lookups can't starve it.
+#[derive(Debug)]
+pub struct Feed {
+    options: PgConnectOptions,
+    connection: Option<PgConnection>,
+    position: Option<Position>,
+}
+
+/// How far the feed was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Position {
+    system: String,
+    timeline: i32,
+    /// Everything below was handled.
+    xmin: u64,
+    /// Handled at or above `xmin`.
+    handled: BTreeSet<u64>,
+    /// The greatest change handled: its seq and transaction.
+    last: Option<(i64, u64)>,
+}
+
+#[derive(Debug, sqlx::FromRow)]
+struct FeedRow {
+    system: String,
+    timeline: i32,
+    xmin: String,
+    pruned: String,
+    last_is_there: bool,
+    seq: Option<i64>,
+    xid: Option<String>,
+    subject_identity: Option<String>,
+    destination: Option<String>,
+    subject_public_key_spki_der: Option<Vec<u8>>,
+    signing_key_id: Option<String>,
+}
+
+/// `xid8` has no binary form that sqlx knows, so it travels as text.
+const SELECT_CHANGES: &str = "
+SELECT s.*, c.seq, c.xid::text AS xid, c.subject_identity, c.destination,
+       c.subject_public_key_spki_der, c.signing_key_id
+FROM (
+    SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS xmin,
+           (SELECT system_identifier::text FROM pg_control_system()) AS system,
+           (SELECT timeline_id FROM pg_control_checkpoint()) AS timeline,
+           (SELECT up_to::text FROM registry_changes_pruned) AS pruned,
+           EXISTS (SELECT FROM registry_changes WHERE seq = $3 AND xid = $4::text::xid8)
+               AS last_is_there
+) s
+LEFT JOIN LATERAL (
+    SELECT * FROM registry_changes
+    WHERE xid >= $1::text::xid8 AND NOT (xid = ANY ($2::text[]::xid8[]))
+    ORDER BY seq
+    LIMIT $5
+) c ON $6";
+
+impl Feed {
+    /// A feed that has read nothing yet.
+    pub fn new(url: &str) -> Result<Self, OpenError> {
+        Ok(Self {
+            options: connect_options(url)?,
+            connection: None,
+            position: None,
+        })
+    }
+
+    /// Reads what is new; ends by `deadline`.
+    ///
+    /// After an error nothing is lost: the next read starts where the last good one ended.
+    pub async fn read(&mut self, deadline: Instant) -> Result<Batch, LookupError> {
+        // Taken, so that a connection that was given up on, with an answer still to come, is gone.
+        let taken = self.connection.take();
+        let rows = timeout_at(deadline, async {
+            let mut connection = match taken {
+                Some(connection) => connection,
+                None => self.options.connect().await?,
+            };
+            let rows = self.select(&mut connection).await?;
+            Ok::<_, sqlx::Error>((connection, rows))
+        });
+        let (connection, rows) = rows.await.map_err(|_| LookupError::TimedOut)??;
+        self.connection = Some(connection);
+        let (position, batch) = advance(self.position.take(), &rows)?;
+        self.position = Some(position);
+        Ok(batch)
+    }
+
+    async fn select(&self, connection: &mut PgConnection) -> Result<Vec<FeedRow>, sqlx::Error> {
+        let (xmin, handled, last) = match &self.position {
+            Some(position) => (
+                position.xmin,
+                position.handled.iter().collect(),
+                position.last,
+            ),
+            None => (0, Vec::new(), None),
+        };
+        let handled: Vec<String> = handled.iter().map(ToString::to_string).collect();
+        let (seq, xid) = last.unwrap_or((0, 0));
+        sqlx::query_as(SELECT_CHANGES)
+            .bind(xmin.to_string())
+            .bind(handled)
+            .bind(seq)
+            .bind(xid.to_string())
+            .bind(i64::try_from(MAX_CHANGES + 1).unwrap_or(i64::MAX))
+            .bind(self.position.is_some())
+            .fetch_all(connection)
+            .await
+    }
+
+    /// Forgets old changes, where this server may write; bounded by `deadline`.
+    pub async fn prune(&mut self, deadline: Instant) -> Result<(), LookupError> {
+        let Some(mut connection) = self.connection.take() else {
+            return Ok(());
+        };
+        let prune = sqlx::query(
+            "SELECT CASE WHEN pg_is_in_recovery() THEN 0 ELSE agent_gateway_prune_changes() END",
+        );
+        let pruned = timeout_at(deadline, prune.execute(&mut connection)).await;
+        pruned.map_err(|_| LookupError::TimedOut)??;
+        self.connection = Some(connection);
+        Ok(())
+    }
+}
+
+/// Turns what was read into a batch and the position after it.
+fn advance(before: Option<Position>, rows: &[FeedRow]) -> Result<(Position, Batch), LookupError> {
+    let strange = || LookupError::Failed(sqlx::Error::Protocol("change feed".to_owned()));
+    let number = |text: &str| text.parse::<u64>().map_err(|_| strange());
+    let first = rows.first().ok_or_else(strange)?;
+    let mut after = Position {
+        system: first.system.clone(),
+        timeline: first.timeline,
+        xmin: number(&first.xmin)?,
+        handled: BTreeSet::new(),
+        last: None,
+    };
+    let pruned = number(&first.pruned)?;
+    let Some(before) = before else {
+        return Ok((after, Batch::Everything(Why::First)));
+    };
+    if (&before.system, before.timeline) != (&after.system, after.timeline) {
+        return Ok((after, Batch::Everything(Why::OtherServer)));
+    }
+    let last_is_gone = before
+        .last
+        .is_some_and(|(_, xid)| !first.last_is_there && xid > pruned);
+    if after.xmin < before.xmin || last_is_gone {
+        return Ok((after, Batch::Everything(Why::OtherHistory)));
+    }
+    if pruned >= before.xmin {
+        return Ok((after, Batch::Everything(Why::Pruned)));
+    }
+
+    after.last = before.last;
+    let mut handled = before.handled;
+    let mut changes = Vec::new();
+    let mut truncated = false;
+    for row in rows {
+        let (Some(seq), Some(xid)) = (row.seq, &row.xid) else {
+            continue;
+        };
+        let xid = number(xid)?;
+        handled.insert(xid);
+        if after.last.is_none_or(|(last, _)| seq > last) {
+            after.last = Some((seq, xid));
+        }
+        match row.change() {
+            Some(change) => changes.push(change),
+            None => truncated = true,
+        }
+    }
+    // The last statement's rows were cut off somewhere, perhaps within a transaction.
+    if changes.len() > MAX_CHANGES || handled.len() > MAX_HANDLED {
+        return Ok((after, Batch::Everything(Why::TooMany)));
+    }
+    after.handled = handled.split_off(&after.xmin);
+    if truncated {
+        return Ok((after, Batch::Everything(Why::Truncated)));
+    }
+    Ok((after, Batch::Changes(changes)))
+}
+
+impl FeedRow {
+    fn change(&self) -> Option<Change> {
+        if let Some(key) = &self.signing_key_id {
+            return Some(Change::SigningKey(key.clone()));
+        }
+        Some(Change::Permission {
+            identity: self.subject_identity.clone()?,
+            spki: self.subject_public_key_spki_der.clone()?,
+            destination: self.destination.clone()?,
+        })
+    }
+}
+
+/// Hears that there is something to read. What it says is a hint: none may come, or come late.
+#[derive(Debug)]
+pub struct Wakeups {
+    listener: PgListener,
+}
+
+impl Wakeups {
+    /// Listens on a connection of its own. Standbys and some other engines refuse.
+    pub async fn listen(url: &str) -> Result<Self, OpenError> {
+        let pool = PgPoolOptions::new()
+            .max_connections(1)
+            .connect_lazy_with(connect_options(url)?);
+        let mut listener = PgListener::connect_with(&pool)
+            .await
+            .map_err(OpenError::Unreachable)?;
+        listener.ignore_pool_close_event(true);
+        listener
+            .listen("agent_gateway_changes")
+            .await
+            .map_err(OpenError::Unreachable)?;
+        Ok(Self { listener })
+    }
+
+    /// Returns when there was a notification, or when one may have been lost.
+    pub async fn next(&mut self) -> Result<(), OpenError> {
+        self.listener
+            .try_recv()
+            .await
+            .map(drop)
+            .map_err(OpenError::Unreachable)
+    }
+}
