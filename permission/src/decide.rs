@@ -3,7 +3,7 @@
 use crate::certificate::CertificateError;
 use crate::destination::Destination;
 use crate::identity::Identity;
-use crate::key::{PrincipalKey, SignatureInvalid, Verified};
+use crate::key::{PrincipalKey, Verified};
 use crate::permission::Permission;
 use crate::reason::Reason;
 use crate::spki::Spki;
@@ -38,11 +38,32 @@ pub struct Facts {
 /// Everything that doesn't depend on the time is settled when this is made, signature included.
 #[derive(Debug, Clone)]
 pub struct Candidate {
-    permission: Permission,
+    row: Row,
     revoked: bool,
-    signer: Option<Signer>,
-    proof: Result<Verified<Permission>, SignatureInvalid>,
-    scopes: Vec<Scope>,
+    /// The signer's standing; `None` where no usable key is registered.
+    signer: Option<Standing>,
+    /// Of the scopes for this row's destination.
+    scopes: Box<[Standing]>,
+}
+
+/// A row whose signature was checked, and how that came out.
+#[derive(Debug, Clone)]
+enum Row {
+    Signed(Verified<Permission>),
+    Unsigned(Permission),
+}
+
+/// When something counts.
+#[derive(Debug, Clone, Copy)]
+struct Standing {
+    window: Window,
+    revoked: bool,
+}
+
+impl Standing {
+    fn is_active(&self, now: Timestamp) -> bool {
+        !self.revoked && self.window.position(now) == Position::Within
+    }
 }
 
 /// A registered principal's key.
@@ -105,24 +126,36 @@ impl Candidate {
         revoked: bool,
         signature_der: &[u8],
         signer: Option<Signer>,
-        scopes: Vec<Scope>,
+        scopes: &[Scope],
     ) -> Self {
-        let proof = match &signer {
-            Some(signer) => Verified::new(permission.clone(), signature_der, &signer.key),
-            None => Err(SignatureInvalid),
-        };
+        let verified = signer
+            .as_ref()
+            .and_then(|signer| Verified::new(permission.clone(), signature_der, &signer.key).ok());
+        let scopes = scopes
+            .iter()
+            .filter(|scope| scope.destination == permission.destination)
+            .map(|scope| Standing {
+                window: scope.window,
+                revoked: scope.revoked,
+            })
+            .collect();
         Self {
-            permission,
+            row: verified.map_or(Row::Unsigned(permission), Row::Signed),
             revoked,
-            signer,
-            proof,
+            signer: signer.map(|signer| Standing {
+                window: signer.window,
+                revoked: signer.revoked,
+            }),
             scopes,
         }
     }
 
     /// The row, as stored.
     pub fn permission(&self) -> &Permission {
-        &self.permission
+        match &self.row {
+            Row::Signed(verified) => verified.get(),
+            Row::Unsigned(permission) => permission,
+        }
     }
 }
 
@@ -152,7 +185,7 @@ pub fn judge<'a>(
     request: &Request,
     now: Timestamp,
 ) -> Result<Permit<'a>, Reason> {
-    let row = &candidate.permission;
+    let row = candidate.permission();
     let matches = row.subject_identity == request.identity
         && row.subject_spki == request.spki
         && row.destination == request.destination;
@@ -168,20 +201,14 @@ pub fn judge<'a>(
         return Err(Reason::PermissionRevoked);
     }
     let signer = candidate.signer.as_ref().ok_or(Reason::SigningKeyUnknown)?;
-    if signer.revoked || signer.window.position(now) != Position::Within {
+    if !signer.is_active(now) {
         return Err(Reason::SigningKeyInactive);
     }
-    let permission = candidate
-        .proof
-        .as_ref()
-        .map_err(|SignatureInvalid| Reason::SignatureInvalid)?;
-    let in_scope = candidate.scopes.iter().any(|scope| {
-        !scope.revoked
-            && scope.destination == request.destination
-            && scope.window.position(now) == Position::Within
-            && scope.window.covers(&row.window)
-    });
-    if !in_scope {
+    let Row::Signed(permission) = &candidate.row else {
+        return Err(Reason::SignatureInvalid);
+    };
+    let covers = |scope: &Standing| scope.is_active(now) && scope.window.covers(&row.window);
+    if !candidate.scopes.iter().any(covers) {
         return Err(Reason::ScopeMissing);
     }
     // A scope that covers the permission's window never ends before it.

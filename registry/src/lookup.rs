@@ -184,13 +184,13 @@ impl CandidateRow {
                     revoked: *revoked,
                 })
             })
-            .collect();
+            .collect::<Vec<_>>();
         Ok(Candidate::new(
             permission,
             self.revoked,
             &self.signature,
             self.signer(),
-            scopes,
+            &scopes,
         ))
     }
 

@@ -95,7 +95,7 @@ impl Row {
             self.revoked,
             &self.signature,
             self.signer,
-            self.scopes,
+            &self.scopes,
         )
     }
 }
@@ -103,6 +103,7 @@ impl Row {
 fn facts(rows: impl IntoIterator<Item = Row>) -> Facts {
     Facts {
         candidates: rows.into_iter().map(Row::candidate).collect(),
+        unreadable: 0,
     }
 }
 
