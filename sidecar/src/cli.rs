@@ -1,0 +1,156 @@
+//! The command line; every option can also come from the environment.
+
+#![expect(
+    clippy::doc_markdown,
+    reason = "the comments are the help text, in which backticks would show"
+)]
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use permission::Identity;
+use rustls::pki_types::ServerName;
+use tpm::{Handle, Tcti};
+
+use crate::gateway::GatewayAddress;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  64  wrong usage             65  state, key and certificate don't fit together
+  66  missing input (state, CA file)
+  69  not available (TPM, port, no running sidecar)
+  73  can't write             77  no permission
+`exec` ends as the command does; 126: it can't be run, 127: it isn't found.";
+
+const EXAMPLE: &str = "\
+Example:
+  agent-gateway-sidecar init --identity agent-alpha --state ~/.agent-alpha
+  agent-gateway-sidecar run  --gateway gateway:8443 --ca gateway-ca.pem --state ~/.agent-alpha
+  agent-gateway-sidecar exec --state ~/.agent-alpha -- curl https://docstore/health";
+
+/// An agent's way out: a local CONNECT proxy that tunnels through the agent gateway, with the
+/// agent's key in a TPM
+#[derive(Debug, Parser)]
+#[command(name = "agent-gateway-sidecar", version, after_help = format!("{EXIT_CODES}\n\n{EXAMPLE}"))]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Make (or find) the agent's key in the TPM, and the certificate that carries it
+    Init(InitArgs),
+    /// Run the local proxy until SIGINT or SIGTERM
+    Run(RunArgs),
+    /// Run a command whose HTTP clients use the running sidecar
+    ///
+    /// Sets HTTPS_PROXY, HTTP_PROXY and ALL_PROXY (and their lower-case forms), and removes
+    /// NO_PROXY and no_proxy, which would let requests go around the gateway. The proxy carries
+    /// only tunnels: a plain http:// request gets a 405 that says so.
+    Exec(ExecArgs),
+}
+
+impl Command {
+    /// Whether the command talks with the TPM.
+    pub fn uses_tpm(&self) -> bool {
+        match self {
+            Command::Init(_) | Command::Run(_) => true,
+            Command::Exec(_) => false,
+        }
+    }
+}
+
+/// `init`
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// The name by which permissions know the agent: 1 to 256 bytes, case-sensitive
+    #[arg(long, env = "AGENT_GATEWAY_IDENTITY", value_parser = Identity::parse)]
+    pub identity: Identity,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub state: StateArgs,
+    /// How the TPM is reached, such as device:/dev/tpmrm0
+    #[arg(long, env = "AGENT_GATEWAY_TCTI", default_value = Tcti::DEFAULT)]
+    pub tcti: Tcti,
+    /// Persistent handle of the key in the TPM
+    #[arg(long, env = "AGENT_GATEWAY_TPM_HANDLE", default_value_t = Handle::DEFAULT)]
+    pub handle: Handle,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `run`
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// The gateway; an IPv6 address stands in brackets
+    #[arg(long, env = "AGENT_GATEWAY_GATEWAY", value_name = "HOST:PORT")]
+    pub gateway: GatewayAddress,
+    /// PEM file with the only authorities that may vouch for the gateway
+    #[arg(long, env = "AGENT_GATEWAY_CA", value_name = "FILE")]
+    pub ca: PathBuf,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub state: StateArgs,
+    /// Where the local proxy listens; anyone who can reach it acts as the agent
+    #[arg(long, env = "AGENT_GATEWAY_LISTEN", default_value = "127.0.0.1:3128")]
+    pub listen: SocketAddr,
+    /// Name that the gateway's certificate must hold, if not that of --gateway
+    #[arg(long, env = "AGENT_GATEWAY_SERVER_NAME", value_name = "NAME", value_parser = server_name)]
+    pub server_name: Option<ServerName<'static>>,
+    /// Most tunnels at once; one more is answered 429
+    #[arg(long, env = "AGENT_GATEWAY_MAX_TUNNELS", default_value_t = 1024,
+          value_parser = clap::value_parser!(u16).range(1..))]
+    pub max_tunnels: u16,
+    /// Seconds in which a tunnel must be open; else the answer is 504
+    #[arg(long, env = "AGENT_GATEWAY_OPEN_TIMEOUT", default_value = "15", value_parser = seconds)]
+    pub open_timeout: Duration,
+}
+
+/// `exec`
+#[derive(Debug, Args)]
+pub struct ExecArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub state: StateArgs,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<OsString>,
+}
+
+/// Where the agent's state is.
+#[derive(Debug, Args)]
+pub struct StateArgs {
+    /// Folder of this agent's sidecar
+    #[arg(long = "state", env = "AGENT_GATEWAY_STATE", value_name = "DIR")]
+    pub dir: PathBuf,
+}
+
+fn server_name(text: &str) -> Result<ServerName<'static>, String> {
+    ServerName::try_from(text.to_owned()).map_err(|_| "not a host name or IP address".to_owned())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds @ 1..=3600) => Ok(Duration::from_secs(seconds)),
+        _ => Err("not a number of seconds from 1 to 3600".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,95 @@
+//! `exec`: runs a command whose HTTP clients go through the running sidecar.
+
+use std::io::{self, ErrorKind};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
+
+use crate::cli::ExecArgs;
+use crate::failure::Failure;
+use crate::state::{StateDir, StateError};
+
+/// Clients differ in which they read. Plain HTTP is sent to the proxy too, which refuses it: a
+/// clear answer is better than a request that silently goes around the gateway.
+const PROXY_VARIABLES: [&str; 6] = [
+    "HTTPS_PROXY",
+    "https_proxy",
+    "HTTP_PROXY",
+    "http_proxy",
+    "ALL_PROXY",
+    "all_proxy",
+];
+
+/// Lists of hosts that clients reach without the proxy.
+const BYPASS_VARIABLES: [&str; 2] = ["NO_PROXY", "no_proxy"];
+
+/// Why the command didn't become this process.
+#[derive(Debug, thiserror::Error)]
+pub enum ExecError {
+    /// The state can't be read.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// There is no proxy that the command could use.
+    #[error("no sidecar runs for {0}")]
+    NotRunning(std::path::PathBuf),
+    /// The command can't be started.
+    #[error("can't run {program}: {source}")]
+    Start {
+        /// The command.
+        program: String,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+impl ExecError {
+    /// As a shell says it: 127 for a command that isn't found, 126 for one that can't be run.
+    pub(crate) fn shell_code(source: &io::Error) -> u8 {
+        if source.kind() == ErrorKind::NotFound {
+            127
+        } else {
+            126
+        }
+    }
+}
+
+/// Runs the command: this process becomes it, so signals and exit status are its own.
+pub fn run(args: &ExecArgs) -> Result<(), Failure> {
+    Err(become_command(args).into())
+}
+
+fn become_command(args: &ExecArgs) -> ExecError {
+    let dir = StateDir::new(&args.state.dir);
+    let address = match dir.running() {
+        Ok(Some(address)) => reachable(address),
+        Ok(None) => return ExecError::NotRunning(dir.path().to_owned()),
+        Err(error) => return error.into(),
+    };
+    let mut words = args.command.iter();
+    // The command line has at least one.
+    let program = words.next().cloned().unwrap_or_default();
+    let mut command = Command::new(&program);
+    command.args(words);
+    let proxy = format!("http://{address}");
+    for name in PROXY_VARIABLES {
+        command.env(name, &proxy);
+    }
+    for name in BYPASS_VARIABLES {
+        command.env_remove(name);
+    }
+    let source = command.exec();
+    ExecError::Start {
+        program: program.to_string_lossy().into_owned(),
+        source,
+    }
+}
+
+/// A proxy that listens on every address is reached on loopback.
+fn reachable(listening: SocketAddr) -> SocketAddr {
+    let ip = match listening.ip() {
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listening.port())
+}

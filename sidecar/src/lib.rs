@@ -1,0 +1,20 @@
+//! The agent's side of the gateway: a key in a TPM, the certificate that carries it, and a local
+//! HTTP CONNECT proxy that tunnels to the gateway over mTLS HTTP/2.
+//!
+//! Nothing is decided here. Which destinations an agent may reach is up to the service behind
+//! the gateway; the sidecar proves who asks, and hands the answer on.
+
+#![forbid(unsafe_code)]
+
+pub mod certificate;
+pub mod cli;
+pub mod credential;
+pub mod exec;
+pub mod failure;
+pub mod gateway;
+pub mod init;
+pub mod proxy;
+pub mod run;
+pub mod state;
+pub mod telemetry;
+pub mod tss_log;

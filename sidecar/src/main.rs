@@ -1,0 +1,26 @@
+//! Command line -> configuration -> run.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use sidecar::cli::{Cli, Command};
+use sidecar::{exec, failure, init, run, tss_log};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return failure::report_usage(&error),
+    };
+    if cli.command.uses_tpm() {
+        tss_log::silence();
+    }
+    let done = match cli.command {
+        Command::Init(args) => init::run(&args),
+        Command::Run(args) => run::run(args),
+        Command::Exec(args) => exec::run(&args),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}

@@ -1,0 +1,149 @@
+//! One request of a local client: judged for its form alone, then sent to the gateway.
+
+use std::sync::Arc;
+
+use http::uri::Authority;
+use http::{Method, Request, Response, Uri};
+use hyper::body::Incoming;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tracing::{Instrument as _, Span, field};
+
+use super::answer::{self, Body, Local};
+use super::relay::{self, Ended};
+use super::{Proxy, is_gone};
+use crate::gateway::{Answer, Tunnel};
+use crate::telemetry;
+
+/// A local connection's place among the bounded number, shared with its tunnel.
+pub(super) type ConnectionPermit = Arc<OwnedSemaphorePermit>;
+
+impl Proxy {
+    pub(super) async fn answer(
+        &self,
+        request: Request<Incoming>,
+        connection: ConnectionPermit,
+    ) -> Response<Body> {
+        if request.method() != Method::CONNECT {
+            return answer::local(&Local::NotConnect);
+        }
+        let Some(authority) = authority(request.uri()) else {
+            return answer::local(&Local::NoAuthority);
+        };
+        let span = tracing::info_span!(
+            "tunnel",
+            otel.kind = "client",
+            %authority,
+            trace_id = field::Empty,
+            http.response.status_code = field::Empty,
+        );
+        telemetry::continue_trace(&span, request.headers());
+        let response = self
+            .connect(request, authority, connection)
+            .instrument(span.clone())
+            .await;
+        span.record("http.response.status_code", response.status().as_u16());
+        response
+    }
+
+    async fn connect(
+        &self,
+        request: Request<Incoming>,
+        authority: Authority,
+        connection: ConnectionPermit,
+    ) -> Response<Body> {
+        let Ok(place) = Arc::clone(&self.0.tunnels).try_acquire_owned() else {
+            tracing::warn!(
+                max_tunnels = self.0.max_tunnels,
+                "refused: too many tunnels"
+            );
+            return answer::local(&Local::TooManyTunnels);
+        };
+        // Nothing else of the client's header goes on: it may hold credentials, and the gateway
+        // has no use for it.
+        let headers = telemetry::trace_headers(&Span::current());
+        Span::current().record("trace_id", telemetry::trace_id(&Span::current()));
+        match self.0.gateway.open(&authority, &headers).await {
+            Ok(Answer::Open(tunnel, _)) => {
+                let upgrade = hyper::upgrade::on(request);
+                let carried = self.clone().carry(upgrade, tunnel).in_current_span();
+                self.0.tasks.spawn(async move {
+                    carried.await;
+                    drop((place, connection));
+                });
+                Response::new(Body::default())
+            }
+            Ok(Answer::Refuse(refusal)) => {
+                tracing::info!(status = refusal.status.as_u16(), "refused by the gateway");
+                answer::refusal(refusal)
+            }
+            Err(error) => {
+                tracing::warn!(%error, "no tunnel");
+                answer::local(&Local::NotOpened(error))
+            }
+        }
+    }
+
+    /// Waits until the client has its 200, then moves bytes until the tunnel ends.
+    async fn carry(self, upgrade: OnUpgrade, tunnel: Tunnel) {
+        let upgraded = tokio::select! {
+            upgraded = upgrade => upgraded,
+            () = self.0.cut.cancelled() => return tunnel.reset(),
+        };
+        let Some((client, early)) = upgraded.ok().and_then(into_parts) else {
+            tracing::debug!("the client left before its tunnel was open");
+            return tunnel.reset();
+        };
+        tracing::debug!("open");
+        let carried = relay::run(client, early, tunnel, self.0.cut.cancelled()).await;
+        let (up, down) = (carried.bytes_up, carried.bytes_down);
+        match carried.ended {
+            Ended::Orderly => tracing::info!(up, down, "tunnel ended"),
+            Ended::Client(error) if is_gone(&error) => {
+                tracing::info!(up, down, "tunnel ended: the client left");
+            }
+            Ended::Client(error) => {
+                tracing::warn!(up, down, %error, "tunnel ended: the client's connection failed");
+            }
+            Ended::Gateway(cut) => tracing::warn!(up, down, "tunnel {cut}"),
+            Ended::Stopped => tracing::info!(up, down, "tunnel cut: the sidecar stops"),
+        }
+    }
+}
+
+/// The target of a CONNECT, if it is nothing but an authority (RFC 9112, section 3.2.3).
+fn authority(uri: &Uri) -> Option<Authority> {
+    if uri.scheme().is_some() || uri.path_and_query().is_some() {
+        return None;
+    }
+    uri.authority().cloned()
+}
+
+/// The client's socket, and what it sent right behind its header.
+fn into_parts(upgraded: Upgraded) -> Option<(TcpStream, bytes::Bytes)> {
+    let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
+    Some((parts.io.into_inner(), parts.read_buf))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_authority_is_a_target() {
+        for (target, expected) in [
+            ("docstore:8443", Some("docstore:8443")),
+            ("DocStore", Some("DocStore")),
+            ("[::1]:443", Some("[::1]:443")),
+            ("https://docstore/", None),
+            ("docstore:443/path", None),
+            ("/", None),
+            ("*", None),
+        ] {
+            let found = target.parse().ok().and_then(|uri| authority(&uri));
+            assert_eq!(found.as_ref().map(Authority::as_str), expected, "{target}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Moves bytes between a local client and its tunnel, and makes sure that each side sees the
+//! other's end for what it was: orderly, or cut.
+
+use std::future::Future;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+
+use crate::gateway::{Cut, Downstream, Tunnel, Upstream};
+
+/// Most bytes read from a client at once.
+const READ_BYTES: usize = 32 * 1024;
+
+/// How a tunnel ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// Both sides said that they were done.
+    Orderly,
+    /// The client's connection broke.
+    Client(io::Error),
+    /// The gateway cut it.
+    Gateway(Cut),
+    /// We were told to stop.
+    Stopped,
+}
+
+/// A tunnel that was.
+#[derive(Debug)]
+pub(super) struct Carried {
+    pub(super) ended: Ended,
+    pub(super) bytes_up: u64,
+    pub(super) bytes_down: u64,
+}
+
+/// Moves bytes until both directions have ended, one breaks, or `stop`.
+pub(super) async fn run(
+    mut client: TcpStream,
+    early: Bytes,
+    mut tunnel: Tunnel,
+    stop: impl Future<Output = ()>,
+) -> Carried {
+    let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
+    let ended = {
+        let (read, write) = client.split();
+        let (upstream, downstream) = tunnel.split();
+        let both = async {
+            tokio::try_join!(
+                upload(read, early, upstream, &up),
+                download(downstream, write, &down)
+            )
+        };
+        tokio::select! {
+            result = both => result.map_or_else(|ended| ended, |_| Ended::Orderly),
+            () = stop => Ended::Stopped,
+        }
+    };
+    if !matches!(ended, Ended::Orderly) {
+        tunnel.reset();
+        // Closed with a reset: the client must not take it for the end of the data. Fails only on
+        // a socket that is gone already.
+        let _ = client.set_zero_linger();
+    }
+    Carried {
+        ended,
+        bytes_up: up.load(Ordering::Relaxed),
+        bytes_down: down.load(Ordering::Relaxed),
+    }
+}
+
+/// Ends without an error when the gateway wants no more; whether that was a cut, the other
+/// direction knows.
+async fn upload(
+    mut client: ReadHalf<'_>,
+    early: Bytes,
+    mut upstream: Upstream<'_>,
+    sent: &AtomicU64,
+) -> Result<(), Ended> {
+    let mut data = early;
+    let mut buffer = BytesMut::new();
+    loop {
+        let bytes = data.len() as u64;
+        if upstream.send(data).await.is_err() {
+            return Ok(());
+        }
+        sent.fetch_add(bytes, Ordering::Relaxed);
+        buffer.reserve(READ_BYTES);
+        let read = tokio::select! {
+            read = client.read_buf(&mut buffer) => read.map_err(Ended::Client)?,
+            _ = upstream.cut() => return Ok(()),
+        };
+        if read == 0 {
+            let _ = upstream.finish();
+            return Ok(());
+        }
+        data = buffer.split().freeze();
+    }
+}
+
+async fn download(
+    mut downstream: Downstream<'_>,
+    mut client: WriteHalf<'_>,
+    received: &AtomicU64,
+) -> Result<(), Ended> {
+    while let Some(data) = downstream.receive().await.map_err(Ended::Gateway)? {
+        client.write_all(&data).await.map_err(Ended::Client)?;
+        downstream.consumed(data.len());
+        received.fetch_add(data.len() as u64, Ordering::Relaxed);
+    }
+    client.shutdown().await.map_err(Ended::Client)
+}

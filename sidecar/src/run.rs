@@ -1,0 +1,198 @@
+//! `run`: checks that everything fits together, then serves the local proxy until told to stop.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::RootCertStore;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::{self, PemObject as _};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tpm::{Location, TpmError, TpmKey};
+
+use crate::cli::RunArgs;
+use crate::credential::{Credential, CredentialError};
+use crate::failure::Failure;
+use crate::gateway::{Connector, Gateway};
+use crate::proxy::Proxy;
+use crate::state::{RunLock, State, StateDir, StateError};
+use crate::telemetry::{Telemetry, TelemetryError};
+
+/// Why the sidecar doesn't start.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// `init` never ran.
+    #[error("{0} holds no sidecar's state")]
+    NoState(PathBuf),
+    /// The state can't be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The TPM doesn't give the key.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
+    /// The TPM has no such key.
+    #[error("there is no key {location}")]
+    NoKey {
+        /// Where nothing was found.
+        location: Location,
+    },
+    /// The certificate isn't for that key.
+    #[error("the state does not fit the TPM: {0}")]
+    Credential(#[from] CredentialError),
+    /// The CA file can't be read.
+    #[error("can't read {path}: {source}")]
+    Authorities {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The CA file has no certificate in it, or one that can't vouch for anybody.
+    #[error("{0} holds no usable certificate")]
+    NoAuthority(PathBuf),
+    /// TLS can't be set up as it must be.
+    #[error("can't set up TLS: {0}")]
+    Tls(rustls::Error),
+    /// The address can't be listened on.
+    #[error("can't listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The operating system lacks what every server needs.
+    #[error("can't start: {0}")]
+    Runtime(io::Error),
+    /// `RUST_LOG` can't be parsed.
+    #[error("RUST_LOG is no log filter: {0}")]
+    LogFilter(String),
+    /// The OTLP endpoint can't be used.
+    #[error("traces can't be exported: {0}")]
+    Exporter(String),
+}
+
+impl From<TelemetryError> for RunError {
+    fn from(error: TelemetryError) -> Self {
+        match error {
+            TelemetryError::Filter(error) => Self::LogFilter(error.to_string()),
+            TelemetryError::Exporter(error) => Self::Exporter(error.to_string()),
+        }
+    }
+}
+
+/// Runs the command.
+pub fn run(args: RunArgs) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Runtime::new().map_err(RunError::Runtime)?;
+    let done = runtime.block_on(start_and_serve(args));
+    // What still waits for the TPM or for a name must not hold up the end.
+    runtime.shutdown_background();
+    Ok(done?)
+}
+
+async fn start_and_serve(args: RunArgs) -> Result<(), RunError> {
+    let telemetry = Telemetry::start()?;
+    let served = serve(args).await;
+    telemetry.stop().await;
+    served
+}
+
+async fn serve(args: RunArgs) -> Result<(), RunError> {
+    // From here on signals are ours: none may leave an announced address behind.
+    let stop = stop_signal().map_err(RunError::Runtime)?;
+    let dir = StateDir::new(&args.state.dir);
+    let state = load(&dir)?;
+    let lock = dir.lock()?;
+    let identity = state.leaf.identity.as_str().to_owned();
+    let credential = open_credential(&state)?;
+    let authorities = authorities(&args.ca)?;
+    let connector = Connector::new(args.gateway, args.server_name, authorities, credential)
+        .map_err(RunError::Tls)?;
+    let gateway = Gateway::new(connector, args.open_timeout);
+    let proxy = Proxy::new(Arc::clone(&gateway), args.max_tunnels.into());
+    let address = args.listen;
+    let listen = |source| RunError::Listen { address, source };
+    let listener = TcpListener::bind(address).await.map_err(listen)?;
+    announce(&dir, &lock, &listener, &identity)?;
+    gateway.connect_early();
+    proxy.serve(listener, stop).await;
+    // Nobody is sent here any more, and the next sidecar may start.
+    drop(lock);
+    proxy.drain().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn announce(
+    dir: &StateDir,
+    lock: &RunLock,
+    listener: &TcpListener,
+    identity: &str,
+) -> Result<(), RunError> {
+    let address = listener.local_addr().map_err(RunError::Runtime)?;
+    dir.announce(lock, address)?;
+    tracing::info!(%address, identity, "listening");
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "listening beyond loopback: whoever reaches this acts as {identity:?}");
+    }
+    Ok(())
+}
+
+fn load(dir: &StateDir) -> Result<State, RunError> {
+    dir.load()?
+        .ok_or_else(|| RunError::NoState(dir.path().to_owned()))
+}
+
+fn open_credential(state: &State) -> Result<Credential, RunError> {
+    let location = &state.location;
+    let key =
+        tokio::task::block_in_place(|| TpmKey::open(location))?.ok_or_else(|| RunError::NoKey {
+            location: location.clone(),
+        })?;
+    Ok(Credential::new(
+        state.certificate_pem.as_bytes(),
+        Arc::new(key),
+    )?)
+}
+
+/// The certificates in a PEM file; each must be one that can vouch.
+fn authorities(path: &Path) -> Result<RootCertStore, RunError> {
+    let unusable = || RunError::NoAuthority(path.to_owned());
+    let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    let certificates: Vec<CertificateDer<'_>> = certificates.map_err(|error| match error {
+        pem::Error::Io(source) => RunError::Authorities {
+            path: path.to_owned(),
+            source,
+        },
+        _ => unusable(),
+    })?;
+    let mut store = RootCertStore::empty();
+    for certificate in certificates {
+        store.add(certificate).map_err(|_| unusable())?;
+    }
+    if store.is_empty() {
+        Err(unusable())
+    } else {
+        Ok(store)
+    }
+}
+
+/// Cancelled at the first SIGINT or SIGTERM.
+fn stop_signal() -> io::Result<CancellationToken> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let stop = CancellationToken::new();
+    let told = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tracing::info!("stopping");
+        told.cancel();
+    });
+    Ok(stop)
+}

@@ -1,0 +1,318 @@
+//! The folder in which a sidecar keeps what it must find again: certificate, public key, where
+//! the private key is, and, while it runs, where it listens.
+//!
+//! Nothing in it is secret (the private key is in the TPM), but whoever can write to it can lead
+//! the agent's requests elsewhere; so it belongs to its owner alone.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::SocketAddr;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use permission::{Identity, Leaf};
+use rustix::fs::{FlockOperation, flock};
+use serde::{Deserialize, Serialize};
+use tpm::Location;
+
+use crate::certificate;
+
+/// Largest file that is read back, in bytes.
+const MAX_FILE_BYTES: u64 = 64 * 1024;
+
+/// Why the state can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    /// A file or the folder can't be read.
+    #[error("can't read {path}: {source}")]
+    Read {
+        /// What was to be read.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A file or the folder can't be written.
+    #[error("can't write {path}: {source}")]
+    Write {
+        /// What was to be written.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Others may write to the folder, or it is another user's.
+    #[error("{path} can be changed by other users")]
+    Exposed {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// A file does not hold what it should.
+    #[error("{path} is damaged: {what}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Another process runs this sidecar.
+    #[error("a sidecar already runs for {path}")]
+    Running {
+        /// The folder.
+        path: PathBuf,
+    },
+}
+
+/// An agent's state folder.
+#[derive(Debug)]
+pub struct StateDir(PathBuf);
+
+/// What `init` left there.
+#[derive(Debug)]
+pub struct State {
+    /// Identity and public key, as in the certificate.
+    pub leaf: Leaf,
+    /// The certificate.
+    pub certificate_pem: String,
+    /// Where the private key is.
+    pub location: Location,
+}
+
+/// `sidecar.json`
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    identity: String,
+    tcti: String,
+    handle: String,
+}
+
+impl StateDir {
+    /// The folder at `path`, which need not exist yet.
+    pub fn new(path: &Path) -> Self {
+        // Written into messages and into what other programs are told to read.
+        Self(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
+    }
+
+    /// The folder.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The certificate, PEM.
+    pub fn certificate_path(&self) -> PathBuf {
+        self.0.join("machine-client.pem")
+    }
+
+    /// The public key for the principal: hex of the DER `SubjectPublicKeyInfo`.
+    pub fn spki_path(&self) -> PathBuf {
+        self.0.join("spki.hex")
+    }
+
+    fn settings_path(&self) -> PathBuf {
+        self.0.join("sidecar.json")
+    }
+
+    fn address_path(&self) -> PathBuf {
+        self.0.join("proxy.addr")
+    }
+
+    fn lock_path(&self) -> PathBuf {
+        self.0.join("run.lock")
+    }
+
+    /// Makes the folder for its owner alone, if it isn't there.
+    pub fn create(&self) -> Result<(), StateError> {
+        let made = DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.0);
+        made.map_err(|source| Self::write_error(&self.0, source))
+    }
+
+    /// Reads the state; `None` if `init` never ran to its end here.
+    pub fn load(&self) -> Result<Option<State>, StateError> {
+        self.check_owner()?;
+        let Some((leaf, certificate_pem)) = self.certificate()? else {
+            return Ok(None);
+        };
+        let path = self.settings_path();
+        let Some(text) = read(&path)? else {
+            return Ok(None);
+        };
+        let damaged = |what: &str| StateError::Damaged {
+            path: path.clone(),
+            what: what.to_owned(),
+        };
+        let settings: Settings =
+            serde_json::from_str(&text).map_err(|error| damaged(&error.to_string()))?;
+        let tcti = settings.tcti.parse().map_err(|_| damaged("tcti"))?;
+        let handle = settings.handle.parse().map_err(|_| damaged("handle"))?;
+        if Identity::parse(&settings.identity).ok().as_ref() != Some(&leaf.identity) {
+            return Err(damaged("the certificate is for another identity"));
+        }
+        Ok(Some(State {
+            leaf,
+            certificate_pem,
+            location: Location { tcti, handle },
+        }))
+    }
+
+    /// The certificate alone, which an `init` that was interrupted may have left.
+    pub fn certificate(&self) -> Result<Option<(Leaf, String)>, StateError> {
+        let path = self.certificate_path();
+        let Some(pem) = read(&path)? else {
+            return Ok(None);
+        };
+        match certificate::read(pem.as_bytes()) {
+            Ok(leaf) => Ok(Some((leaf, pem))),
+            Err(error) => Err(StateError::Damaged {
+                path,
+                what: error.to_string(),
+            }),
+        }
+    }
+
+    /// Writes the state. The settings come last: without them there is no state.
+    pub fn save(&self, state: &State) -> Result<(), StateError> {
+        let settings = Settings {
+            identity: state.leaf.identity.as_str().to_owned(),
+            tcti: state.location.tcti.to_string(),
+            handle: state.location.handle.to_string(),
+        };
+        let path = self.settings_path();
+        let settings = serde_json::to_string_pretty(&settings)
+            .map_err(|error| Self::write_error(&path, error.into()))?;
+        self.replace(&self.certificate_path(), &state.certificate_pem)?;
+        self.replace(
+            &self.spki_path(),
+            &format!("{}\n", state.leaf.spki.to_hex()),
+        )?;
+        self.replace(&path, &format!("{settings}\n"))
+    }
+
+    /// Takes the right to run this sidecar, which one process at a time has.
+    pub fn lock(&self) -> Result<RunLock, StateError> {
+        let path = self.lock_path();
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|source| Self::write_error(&path, source))?;
+        // `running` holds the lock for the moment in which it looks.
+        for _ in 0..10 {
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
+                return Ok(RunLock {
+                    _file: file,
+                    address: self.address_path(),
+                });
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Err(StateError::Running {
+            path: self.0.clone(),
+        })
+    }
+
+    /// Writes down where the sidecar that holds `lock` listens.
+    pub fn announce(&self, _lock: &RunLock, address: SocketAddr) -> Result<(), StateError> {
+        self.replace(&self.address_path(), &format!("{address}\n"))
+    }
+
+    /// Where the sidecar of this state listens, if one runs.
+    pub fn running(&self) -> Result<Option<SocketAddr>, StateError> {
+        self.check_owner()?;
+        // The file alone proves nothing: a killed sidecar leaves it behind, and its port may be
+        // somebody else's by now.
+        let path = self.lock_path();
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StateError::Read { path, source }),
+        };
+        if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
+            return Ok(None);
+        }
+        let path = self.address_path();
+        let Some(text) = read(&path)? else {
+            return Ok(None);
+        };
+        match text.trim_end().parse() {
+            Ok(address) => Ok(Some(address)),
+            Err(_) => Err(StateError::Damaged {
+                path,
+                what: "not an address".to_owned(),
+            }),
+        }
+    }
+
+    fn check_owner(&self) -> Result<(), StateError> {
+        let path = self.0.clone();
+        let folder = match fs::metadata(&path) {
+            Ok(folder) => folder,
+            Err(source) => return Err(StateError::Read { path, source }),
+        };
+        if folder.uid() != rustix::process::geteuid().as_raw() || folder.mode() & 0o022 != 0 {
+            return Err(StateError::Exposed { path });
+        }
+        Ok(())
+    }
+
+    /// Whoever reads the file sees the old text or the new one, also after a crash.
+    fn replace(&self, path: &Path, text: &str) -> Result<(), StateError> {
+        let temporary = path.with_added_extension(format!("{}.tmp", std::process::id()));
+        let write = || {
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create(true)
+                .truncate(true)
+                .mode(0o600)
+                .open(&temporary)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()?;
+            fs::rename(&temporary, path)?;
+            File::open(&self.0)?.sync_all()
+        };
+        write().map_err(|source| {
+            let _ = fs::remove_file(&temporary);
+            Self::write_error(path, source)
+        })
+    }
+
+    fn write_error(path: &Path, source: std::io::Error) -> StateError {
+        StateError::Write {
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+/// The right to run a sidecar for a state folder; dropping it takes the announced address away.
+#[derive(Debug)]
+pub struct RunLock {
+    _file: File,
+    address: PathBuf,
+}
+
+impl Drop for RunLock {
+    fn drop(&mut self) {
+        // May never have been announced.
+        let _ = fs::remove_file(&self.address);
+    }
+}
+
+/// `None` if there is no such file.
+fn read(path: &Path) -> Result<Option<String>, StateError> {
+    let mut text = String::new();
+    let done =
+        File::open(path).and_then(|file| file.take(MAX_FILE_BYTES).read_to_string(&mut text));
+    match done {
+        Ok(_) => Ok(Some(text)),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(StateError::Read {
+            path: path.to_owned(),
+            source,
+        }),
+    }
+}

@@ -1,0 +1,21 @@
+//! The sidecar's binary, with a real TPM (swtpm) behind it and a real HTTP/2 gateway before it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that can't go on has failed"
+)]
+
+mod agent;
+mod client;
+mod exec;
+mod gateway;
+mod init;
+mod lifecycle;
+mod local_clients;
+mod outages;
+mod refusals;
+mod trace;
+mod tunnels;
