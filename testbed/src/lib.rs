@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod authz;
 pub mod binary;
 pub mod certificate;
@@ -25,6 +26,7 @@ pub mod swtpm;
 pub mod tls;
 pub mod tunnel;
 
+pub use agent::{Agent, Sidecar};
 pub use authz::{Authz, AuthzOptions};
 pub use certificate::ClientCertificate;
 pub use dns::DnsServer;

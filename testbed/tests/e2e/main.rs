@@ -13,6 +13,7 @@ mod certificates;
 mod destinations;
 mod outages;
 mod signed_rows;
+mod through_the_sidecar;
 
 use testbed::gateway::private;
 use testbed::tunnel::Answer;

@@ -1,0 +1,246 @@
+//! The command line.
+//!
+//! What the registry's rules must judge (ids, identities, destinations, keys) is taken as text
+//! here: a bad one is bad data, not wrong usage, and has another exit status.
+
+#![expect(
+    clippy::doc_markdown,
+    reason = "the comments are the help text, in which backticks would show"
+)]
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use tpm::{Handle, Tcti};
+
+use crate::validity::Validity;
+
+const ENVIRONMENT: &str = "\
+Environment:
+  AGENT_GATEWAY_DATABASE_URL  the registry, as postgres://user:password@host:5432/database
+                              (else DATABASE_URL); there is no option for it, because other
+                              users can see a program's arguments
+  AGENT_GATEWAY_TCTI          the TPM, where --tcti is not given";
+
+const EXIT_STATUS: &str = "\
+Exit status:
+   0  done
+   1  nothing matched (revoke)
+  64  wrong usage, or no usable database url
+  65  bad data: a public key, identity or destination that is none, or a grant that the
+      registry's keys and scopes don't bear out
+  66  a file, or the key in the TPM, is not there
+  69  database or TPM not available
+  70  internal failure
+  73  can't create: the key or its id is registered already, or a file can't be written
+  74  the result could not be written to stdout
+  77  not permitted: the database role may only read, or a key file is not yours alone
+  78  registry schema missing, unreadable or of another version";
+
+const EXAMPLE: &str = "\
+Example:
+  export AGENT_GATEWAY_DATABASE_URL=postgres://registry_admin@127.0.0.1:5432/registry
+  agent-gateway-registry register-key org-alice
+  agent-gateway-registry grant-scope org-alice docstore messaging
+  agent-gateway-registry grant --key org-alice --identity agent-alpha --spki spki.hex --destination docstore --valid 30d
+  agent-gateway-registry list";
+
+/// Keys, scopes and signed permissions of the agent gateway
+#[derive(Debug, Parser)]
+#[command(
+    name = "agent-gateway-registry",
+    version,
+    after_help = format!("{ENVIRONMENT}\n\n{EXIT_STATUS}\n\n{EXAMPLE}")
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// Print the result as JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Register a principal's key, which is made if there is none yet
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry register-key org-alice --valid 365d")]
+    RegisterKey(RegisterKeyArgs),
+    /// Let a key delegate destinations
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry grant-scope org-alice docstore messaging:8443 --valid 365d")]
+    GrantScope(GrantScopeArgs),
+    /// Sign permissions: one agent's key may reach these destinations for a while
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry grant --key org-alice --identity agent-alpha --spki spki.hex --destination docstore --valid 30d")]
+    Grant(GrantArgs),
+    /// Revoke the permissions that match all that is given
+    #[command(after_help = "\
+At least one of --id, --identity, --spki and --destination must be given.
+
+Example:
+  agent-gateway-registry revoke --identity agent-alpha --destination docstore")]
+    Revoke(RevokeArgs),
+    /// Show what stands in the registry
+    ///
+    /// The state is that of the row itself, by the database's clock. A permission also needs an
+    /// active key and scope, and a signature that verifies.
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry list permissions --json")]
+    List(ListArgs),
+}
+
+impl Command {
+    /// Whether the command talks with the TPM.
+    pub fn uses_tpm(&self) -> bool {
+        match self {
+            Command::RegisterKey(RegisterKeyArgs { key, .. })
+            | Command::Grant(GrantArgs { key, .. }) => key.key_file.is_none(),
+            Command::GrantScope(_) | Command::Revoke(_) | Command::List(_) => false,
+        }
+    }
+}
+
+/// `register-key`
+#[derive(Debug, Args)]
+pub struct RegisterKeyArgs {
+    /// The name of the key in the registry: 1 to 256 bytes
+    pub key_id: String,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub key: KeyArgs,
+    /// How long from now the key's signatures count: 365d, 12h, 90m or 45s
+    #[arg(long, default_value = "365d", value_name = "DURATION")]
+    pub valid: Validity,
+}
+
+/// `grant-scope`
+#[derive(Debug, Args)]
+pub struct GrantScopeArgs {
+    /// A registered key
+    pub key_id: String,
+    /// What it may delegate, as HOST or HOST:PORT (443 if none)
+    #[arg(required = true, value_name = "DEST")]
+    pub destinations: Vec<String>,
+    /// For how long from now: 365d, 12h, 90m or 45s
+    #[arg(long, default_value = "365d", value_name = "DURATION")]
+    pub valid: Validity,
+}
+
+/// `grant`
+#[derive(Debug, Args)]
+pub struct GrantArgs {
+    /// The registered key that signs
+    #[arg(long = "key", value_name = "KEY_ID")]
+    pub key_id: String,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub key: KeyArgs,
+    /// The agent's identity, as in its certificate; case-sensitive
+    #[arg(long)]
+    pub identity: String,
+    /// The agent's public key: hex digits, or a file with hex, DER, a PEM public key or its PEM
+    /// certificate (a file whose name is only hex digits: write ./NAME)
+    #[arg(long, value_name = "FILE|HEX")]
+    pub spki: String,
+    /// What the agent may reach, as HOST or HOST:PORT (443 if none)
+    #[arg(long = "destination", required = true, num_args = 1.., value_name = "DEST")]
+    pub destinations: Vec<String>,
+    /// For how long from now: 30d, 12h, 90m or 45s
+    #[arg(long, default_value = "30d", value_name = "DURATION")]
+    pub valid: Validity,
+}
+
+/// `revoke`
+#[derive(Debug, Args)]
+pub struct RevokeArgs {
+    /// The permission of this id
+    #[arg(long, value_name = "PERMISSION_ID")]
+    pub id: Option<String>,
+    /// Those of this agent
+    #[arg(long)]
+    pub identity: Option<String>,
+    /// Those of this agent's key, in any of the forms that `grant` takes
+    #[arg(long, value_name = "FILE|HEX")]
+    pub spki: Option<String>,
+    /// Those to this destination
+    #[arg(long, value_name = "DEST")]
+    pub destination: Option<String>,
+}
+
+/// `list`
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// What to show
+    #[arg(value_enum, default_value_t = Listed::Permissions)]
+    pub what: Listed,
+}
+
+/// What can be listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Listed {
+    /// Principals' keys
+    Keys,
+    /// What the keys may delegate
+    Scopes,
+    /// What agents may reach
+    Permissions,
+}
+
+/// Where a principal's key is.
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    // The environment variable is not clap's: there it would count as given, and so exclude
+    // --key-file.
+    /// How the TPM is reached, such as device:/dev/tpmrm0
+    /// [env: AGENT_GATEWAY_TCTI] [default: swtpm:host=127.0.0.1,port=2321]
+    #[arg(long, conflicts_with = "key_file")]
+    pub tcti: Option<Tcti>,
+    /// Persistent handle of the key in the TPM; agents' keys are at another
+    #[arg(long, default_value = "0x81010010", conflicts_with = "key_file")]
+    pub handle: Handle,
+    /// Use a software key in this file instead of the TPM: whoever can read the file can copy the
+    /// key
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_help_ends_with_examples_that_parse() {
+        let mut program = Cli::command();
+        program.build();
+        let names: Vec<_> = program
+            .get_subcommands()
+            .filter(|command| command.get_name() != "help")
+            .map(clap::Command::clone)
+            .collect();
+        assert_eq!(names.len(), 5);
+        for mut command in names.into_iter().chain([program]) {
+            let help = command.render_long_help().to_string();
+            let (_, examples) = help.rsplit_once("Example:\n").unwrap();
+            let mut seen = 0;
+            for line in examples.lines().filter(|line| !line.contains("export ")) {
+                Cli::try_parse_from(line.split_whitespace()).unwrap();
+                seen += 1;
+            }
+            assert!(seen > 0, "{help}");
+        }
+    }
+}

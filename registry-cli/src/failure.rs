@@ -1,0 +1,180 @@
+//! How a command ends that could not do its work: exit status, `error:` and `hint:`.
+
+mod verdict;
+
+use std::error::Error;
+use std::io;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use permission::{DestinationError, Id, IdentityError, KeyError, Reason, TextError, WindowError};
+use registry::{OpenError, WriteError};
+use tpm::{ParseTctiError, SignError, SoftwareKeyError, TpmError};
+
+use self::verdict::Exit;
+use crate::principal::Place;
+use crate::scope::{Delegation, ScopeGap};
+use crate::subject::SubjectError;
+use crate::terminal::say;
+
+/// Why nothing, or nothing more, was done.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The environment names no database.
+    #[error("no database url: AGENT_GATEWAY_DATABASE_URL and DATABASE_URL are not set")]
+    NoDatabaseUrl,
+    /// An environment variable that isn't UTF-8; its value is not repeated.
+    #[error("{variable} is not UTF-8 text")]
+    NotText {
+        /// Its name.
+        variable: &'static str,
+    },
+    /// An environment variable that names no TPM.
+    #[error("{variable}: {source}")]
+    Tcti {
+        /// Its name.
+        variable: &'static str,
+        /// What is wrong.
+        source: ParseTctiError,
+    },
+    /// `revoke` without anything to match would revoke all.
+    #[error("nothing given that a permission must match")]
+    NoFilter,
+    /// An id that can't be one.
+    #[error("{what} {source}")]
+    Id {
+        /// Whose.
+        what: &'static str,
+        /// What is wrong.
+        source: TextError,
+    },
+    /// An identity that can't be one.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// A destination that can't be one.
+    #[error("destination {text}: {source}")]
+    Destination {
+        /// As given.
+        text: String,
+        /// What is wrong.
+        source: DestinationError,
+    },
+    /// No public key of an agent.
+    #[error(transparent)]
+    Subject(#[from] SubjectError),
+    /// The registry can't be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The registry refused or failed.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// The database took what was sent and kept silent.
+    #[error("database gave no answer within {0:?}")]
+    DatabaseSilent(Duration),
+    /// The TPM gives no key.
+    #[error(transparent)]
+    Tpm(#[from] TpmError),
+    /// The file gives no key.
+    #[error(transparent)]
+    SoftwareKey(#[from] SoftwareKeyError),
+    /// No signature.
+    #[error(transparent)]
+    Sign(#[from] SignError),
+    /// The key that is to sign is not there.
+    #[error("there is no key {0}")]
+    KeyAbsent(Place),
+    /// No key of that id.
+    #[error("no key {0} is registered")]
+    KeyUnknown(Id),
+    /// What that key signs doesn't count.
+    #[error("key {key_id} {state}")]
+    KeyInactive {
+        /// Which key.
+        key_id: Id,
+        /// Why.
+        state: String,
+    },
+    /// The key at hand is not the registered one.
+    #[error("the key {place} is not the one registered as {key_id}")]
+    OtherKey {
+        /// The id.
+        key_id: Id,
+        /// Where the key was found.
+        place: Place,
+    },
+    /// The id belongs to another key than the one at hand.
+    #[error("{key_id} is already registered, with another key than {place}")]
+    IdTaken {
+        /// The id.
+        key_id: Id,
+        /// Where a key, or none, was found.
+        place: Place,
+    },
+    /// The key at hand belongs to another id.
+    #[error("this key is already registered as {registered}")]
+    KeyTaken {
+        /// The id in the registry.
+        registered: String,
+    },
+    /// The key may not delegate this.
+    #[error("the scope of {} for {} {gap}", delegation.key_id, delegation.destination)]
+    Scope {
+        /// Who, and what.
+        delegation: Delegation,
+        /// What is missing.
+        gap: ScopeGap,
+    },
+    /// `revoke` found nothing to do.
+    #[error("no permission matches that was not already revoked")]
+    NothingMatched,
+    /// A permission was signed that the gateway would deny; it was not stored.
+    #[error("the signed permission would be denied: {0}")]
+    Unusable(Reason),
+    /// A key that can't be written as one.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The database's clock stands at the end of time.
+    #[error("no time is left after the database's clock: {0}")]
+    Window(#[from] WindowError),
+    /// The result, which stands, can't be shown.
+    #[error("done, but the result can't be written")]
+    Output(#[source] io::Error),
+    /// The operating system has no resources for us.
+    #[error("can't start")]
+    Runtime(#[source] io::Error),
+}
+
+/// Tells what is wrong with the command line; also how `--help` and `--version` end.
+pub fn report_usage(error: &clap::Error) -> ExitCode {
+    // stdout or stderr, as fits; a closed one can't be helped.
+    let _ = error.print();
+    if error.use_stderr() {
+        ExitCode::from(Exit::Usage as u8)
+    } else {
+        ExitCode::SUCCESS
+    }
+}
+
+impl Failure {
+    /// Tells the user, and gives the exit status.
+    pub fn report(&self) -> ExitCode {
+        let (exit, hint) = self.verdict();
+        say("error", &with_causes(self));
+        say("hint", &hint);
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// The message, and those of its causes that it doesn't repeat.
+fn with_causes(error: &dyn Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        cause = error.source();
+    }
+    message
+}

@@ -1,0 +1,252 @@
+//! Which exit status and which hint belong to which failure.
+
+use std::io::ErrorKind;
+
+use permission::Id;
+use registry::{OpenError, SchemaError, WriteError};
+use tpm::{SignError, SoftwareKeyError, TpmError};
+
+use crate::failure::Failure;
+use crate::scope::{Delegation, ScopeGap};
+use crate::subject::SubjectError;
+
+/// Exit statuses: 1 and those of sysexits.h.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Exit {
+    NothingMatched = 1,
+    /// `EX_USAGE`
+    Usage = 64,
+    /// `EX_DATAERR`
+    Data = 65,
+    /// `EX_NOINPUT`
+    NoInput = 66,
+    /// `EX_UNAVAILABLE`
+    Unavailable = 69,
+    /// `EX_SOFTWARE`
+    Internal = 70,
+    /// `EX_CANTCREAT`
+    CantCreate = 73,
+    /// `EX_IOERR`
+    Output = 74,
+    /// `EX_NOPERM`
+    NoPermission = 77,
+    /// `EX_CONFIG`
+    Schema = 78,
+}
+
+const MIGRATE: &str = "run `agent-gateway-authz migrate --config …` as the owner of the tables";
+const TPM_DOWN: &str = "check that the TPM runs, and that --tcti or AGENT_GATEWAY_TCTI names it";
+const DATABASE_DOWN: &str = "is Postgres running there, and does the role exist with that password";
+const WRITER: &str = "the role needs to write: GRANT agent_gateway_writer TO it, and connect to \
+                      the primary";
+const SPKI_FORMS: &str = "take spki.hex or the certificate that `agent-gateway-sidecar init` made";
+const SYSTEM: &str = "the system's message says why";
+
+impl Failure {
+    /// What to do about it.
+    pub(super) fn verdict(&self) -> (Exit, String) {
+        let (exit, hint) = match self {
+            Self::NoDatabaseUrl | Self::NotText { .. } => (
+                Exit::Usage,
+                "set AGENT_GATEWAY_DATABASE_URL to postgres://user:password@host:5432/database",
+            ),
+            Self::Tcti { .. } => (Exit::Usage, "set it right, or give --tcti"),
+            Self::NoFilter => (
+                Exit::Usage,
+                "give at least one of --id, --identity, --spki and --destination",
+            ),
+            Self::Id { .. } | Self::Identity(_) => (
+                Exit::Data,
+                "write 1 to 256 bytes of UTF-8 without control characters",
+            ),
+            Self::Destination { text, .. } if !text.is_ascii() => (
+                Exit::Data,
+                "write an international name in its ASCII form (xn--…)",
+            ),
+            Self::Destination { .. } => (
+                Exit::Data,
+                "write HOST or HOST:PORT, as in docstore or [2001:db8::1]:8443",
+            ),
+            Self::Subject(error) => subject(error),
+            Self::Open(error) => open(error),
+            Self::Write(error) => write(error),
+            Self::DatabaseSilent(_) => (
+                Exit::Unavailable,
+                "whether a change was made is unknown: look with `agent-gateway-registry list`",
+            ),
+            Self::Tpm(error) => tpm(error),
+            Self::SoftwareKey(error) => software_key(error),
+            Self::Sign(error) => sign(error),
+            Self::KeyAbsent(_) => (
+                Exit::NoInput,
+                "check --tcti and --handle, or --key-file; `register-key` makes a key",
+            ),
+            Self::KeyUnknown(key_id) => return (Exit::Data, register(key_id)),
+            Self::KeyInactive { .. } => (
+                Exit::Data,
+                "register another key (another --handle) under another id",
+            ),
+            Self::OtherKey { .. } => (
+                Exit::Data,
+                "check --tcti and --handle, or --key-file; `list keys` shows what is registered",
+            ),
+            Self::IdTaken { .. } => (
+                Exit::CantCreate,
+                "check --tcti and --handle, or --key-file; another key needs another id",
+            ),
+            Self::KeyTaken { .. } => (
+                Exit::CantCreate,
+                "use that id, or another key: another --handle or --key-file",
+            ),
+            Self::Scope { delegation, gap } => return (Exit::Data, scope(delegation, gap)),
+            Self::NothingMatched => (
+                Exit::NothingMatched,
+                "see what there is with `agent-gateway-registry list`",
+            ),
+            Self::Unusable(_) | Self::Key(_) | Self::Window(_) => (
+                Exit::Internal,
+                "nothing was written; this should not happen",
+            ),
+            Self::Output(_) => (
+                Exit::Output,
+                "see what there is now with `agent-gateway-registry list`",
+            ),
+            Self::Runtime(_) => (
+                Exit::Internal,
+                "the system refused a thread or a file descriptor",
+            ),
+        };
+        (exit, hint.to_owned())
+    }
+}
+
+fn register(key_id: &Id) -> String {
+    format!("register it with `agent-gateway-registry register-key {key_id}`")
+}
+
+fn scope(
+    Delegation {
+        key_id,
+        destination,
+    }: &Delegation,
+    gap: &ScopeGap,
+) -> String {
+    let grant = format!("`agent-gateway-registry grant-scope {key_id} {destination}`");
+    match gap {
+        ScopeGap::Short {
+            covered: Some(covered),
+            ..
+        } => format!("give a shorter --valid, such as {covered}, or a longer scope with {grant}"),
+        ScopeGap::Short { covered: None, .. }
+        | ScopeGap::Missing
+        | ScopeGap::Future(_)
+        | ScopeGap::Past(_) => format!("let the key delegate it with {grant}"),
+    }
+}
+
+fn subject(error: &SubjectError) -> (Exit, &'static str) {
+    match error {
+        SubjectError::Read { source, .. } => match source.kind() {
+            ErrorKind::PermissionDenied => (Exit::NoPermission, SYSTEM),
+            _ => (Exit::NoInput, SPKI_FORMS),
+        },
+        SubjectError::TooLarge { .. }
+        | SubjectError::BadPem
+        | SubjectError::OtherPem { .. }
+        | SubjectError::Spki(_)
+        | SubjectError::Certificate(_) => (Exit::Data, SPKI_FORMS),
+        SubjectError::NotP256 => (
+            Exit::Data,
+            "agents have P-256 keys; `agent-gateway-sidecar init` makes one",
+        ),
+        SubjectError::OtherIdentity { .. } => (
+            Exit::Data,
+            "check --identity (upper and lower case count) and whose certificate this is",
+        ),
+    }
+}
+
+fn open(error: &OpenError) -> (Exit, &'static str) {
+    match error {
+        OpenError::BadUrl => (
+            Exit::Usage,
+            "it looks like postgres://user:password@host:5432/database",
+        ),
+        OpenError::TimedOut(_) | OpenError::Unreachable(_) => (Exit::Unavailable, DATABASE_DOWN),
+        OpenError::Schema(SchemaError::Missing | SchemaError::Older { .. }) => {
+            (Exit::Schema, MIGRATE)
+        }
+        OpenError::Schema(SchemaError::Newer { .. }) => (
+            Exit::Schema,
+            "run the version of this program that made it, or a newer one",
+        ),
+        OpenError::Schema(SchemaError::Unreadable(_)) => (
+            Exit::Schema,
+            "the role needs at least SELECT there: GRANT agent_gateway_writer TO it",
+        ),
+    }
+}
+
+fn write(error: &WriteError) -> (Exit, &'static str) {
+    match error {
+        WriteError::Exists(_) => (
+            Exit::CantCreate,
+            "see what there is with `agent-gateway-registry list keys`",
+        ),
+        WriteError::Forbidden(_) => (Exit::NoPermission, WRITER),
+        WriteError::Inconsistent { .. } => (
+            Exit::Data,
+            "something else wrote that row; its owner must mend it",
+        ),
+        WriteError::Failed(_) => (
+            Exit::Unavailable,
+            "try again once the database works; look with `agent-gateway-registry list` first",
+        ),
+    }
+}
+
+fn tpm(error: &TpmError) -> (Exit, &'static str) {
+    match error {
+        TpmError::HandleTaken { .. } => (Exit::Data, "choose another --handle"),
+        TpmError::Unreachable { .. }
+        | TpmError::TimedOut { .. }
+        | TpmError::Refused { .. }
+        | TpmError::Vanished { .. }
+        | TpmError::Thread(_)
+        | TpmError::ThreadEnded => (Exit::Unavailable, TPM_DOWN),
+    }
+}
+
+fn sign(error: &SignError) -> (Exit, &'static str) {
+    match error {
+        SignError::Unavailable(error) => tpm(error),
+        SignError::TimedOut { .. } | SignError::Busy { .. } | SignError::Refused { .. } => {
+            (Exit::Unavailable, TPM_DOWN)
+        }
+        SignError::KeyChanged { .. } => (Exit::Data, "check who else uses this TPM"),
+        SignError::Software => (Exit::Internal, "nothing was written"),
+    }
+}
+
+fn software_key(error: &SoftwareKeyError) -> (Exit, &'static str) {
+    match error {
+        SoftwareKeyError::Exists { .. } => (Exit::CantCreate, "try again: it was just made"),
+        SoftwareKeyError::Exposed { .. } => (
+            Exit::NoPermission,
+            "if nobody can have read it, chmod 600; else make another key",
+        ),
+        SoftwareKeyError::NotAKey { .. } => (
+            Exit::Data,
+            "name another --key-file; `register-key` makes one that is missing",
+        ),
+        SoftwareKeyError::Read { source, .. } => match source.kind() {
+            ErrorKind::PermissionDenied => (Exit::NoPermission, SYSTEM),
+            _ => (Exit::NoInput, SYSTEM),
+        },
+        SoftwareKeyError::Write { source, .. } => match source.kind() {
+            ErrorKind::PermissionDenied => (Exit::NoPermission, SYSTEM),
+            _ => (Exit::CantCreate, "the folder must exist and be writable"),
+        },
+    }
+}

@@ -1,0 +1,131 @@
+//! `list`: what stands in the registry, as stored.
+
+use permission::time::Position;
+use permission::{Timestamp, Window};
+use serde_json::{Map, Value};
+
+use crate::cli::{ListArgs, Listed};
+use crate::database::{self, within};
+use crate::failure::Failure;
+use crate::terminal::{Report, table, when};
+use crate::validity::relative;
+
+/// A row of any of the three tables.
+struct Row<const N: usize> {
+    fields: [String; N],
+    window: Window,
+    revoked_at: Option<Timestamp>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: &ListArgs) -> Result<Report, Failure> {
+    let mut registry = database::open().await?;
+    let now = within(registry.now()).await?;
+    Ok(match args.what {
+        Listed::Keys => {
+            let entries = within(registry.keys()).await?.into_iter();
+            let rows = entries.map(|entry| Row {
+                fields: [entry.key_id, hex::encode(entry.spki)],
+                window: entry.window,
+                revoked_at: entry.revoked_at,
+            });
+            report(["key_id", SPKI], rows, now)
+        }
+        Listed::Scopes => {
+            let entries = within(registry.all_scopes()).await?.into_iter();
+            let rows = entries.map(|entry| Row {
+                fields: [entry.signing_key_id, entry.destination],
+                window: entry.window,
+                revoked_at: entry.revoked_at,
+            });
+            report(["key_id", "destination"], rows, now)
+        }
+        Listed::Permissions => {
+            let entries = within(registry.permissions()).await?.into_iter();
+            let rows = entries.map(|entry| Row {
+                fields: [
+                    entry.permission_id,
+                    entry.subject_identity,
+                    entry.destination,
+                    entry.signing_key_id,
+                    hex::encode(entry.subject_spki),
+                ],
+                window: entry.window,
+                revoked_at: entry.revoked_at,
+            });
+            let names = ["permission_id", "identity", "destination", "key_id", SPKI];
+            report(names, rows, now)
+        }
+    })
+}
+
+/// The one field that is too long for a table.
+const SPKI: &str = "spki";
+
+fn report<const N: usize>(
+    names: [&str; N],
+    rows: impl Iterator<Item = Row<N>>,
+    now: Timestamp,
+) -> Report {
+    let heading = |name: &str| name.replace('_', " ").to_uppercase();
+    let after = ["state", "not_before", "not_after"];
+    let headings = names.iter().chain(&after).map(|name| heading(name));
+    let mut lines = vec![headings.collect()];
+    let mut objects = Vec::new();
+    for row in rows {
+        lines.push(row.cells(names, now));
+        objects.push(row.object(names, now));
+    }
+    Report {
+        text: table(&lines),
+        json: objects.into(),
+    }
+}
+
+impl<const N: usize> Row<N> {
+    fn state(&self, now: Timestamp) -> &'static str {
+        match self.window.position(now) {
+            _ if self.revoked_at.is_some() => "revoked",
+            Position::Before => "not yet valid",
+            Position::Within => "active",
+            Position::After => "expired",
+        }
+    }
+
+    fn cells(&self, names: [&str; N], now: Timestamp) -> Vec<String> {
+        let shown = |(name, text): (&str, &String)| match name {
+            SPKI => tail(text),
+            _ => text.clone(),
+        };
+        let mut cells: Vec<_> = names.into_iter().zip(&self.fields).map(shown).collect();
+        cells.push(match self.revoked_at {
+            Some(time) => format!("{} {}", self.state(now), relative(time, now)),
+            None => self.state(now).to_owned(),
+        });
+        cells.push(when(self.window.not_before(), now));
+        cells.push(when(self.window.not_after(), now));
+        cells
+    }
+
+    fn object(&self, names: [&str; N], now: Timestamp) -> Value {
+        let mut object = Map::new();
+        let mut add = |name: &str, value: Value| object.insert(name.to_owned(), value);
+        for (name, text) in names.into_iter().zip(&self.fields) {
+            add(name, text.as_str().into());
+        }
+        add("state", self.state(now).into());
+        add("not_before", self.window.not_before().to_string().into());
+        add("not_after", self.window.not_after().to_string().into());
+        let revoked_at = self.revoked_at.map(|time| time.to_string());
+        add("revoked_at", revoked_at.into());
+        object.into()
+    }
+}
+
+/// The end of a key in hex: the beginning is the same for all P-256 keys.
+fn tail(hex: &str) -> String {
+    format!(
+        "…{}",
+        hex.get(hex.len().saturating_sub(16)..).unwrap_or(hex)
+    )
+}

@@ -1,0 +1,88 @@
+//! `register-key`: a principal's public key goes into the registry; its private half stays put.
+
+use permission::{Id, PrincipalKey, Window};
+use registry::{WriteError, Writer};
+use serde_json::json;
+
+use crate::arguments::id;
+use crate::cli::RegisterKeyArgs;
+use crate::database::{self, within};
+use crate::failure::Failure;
+use crate::principal::{Place, must_be_active, public_key};
+use crate::terminal::{Report, escape, say, when};
+
+/// Runs the command. A key is made only for an id that is still free.
+pub(crate) async fn run(args: &RegisterKeyArgs) -> Result<Report, Failure> {
+    let key_id = id("key id", &args.key_id)?;
+    let place = Place::named(&args.key)?;
+    let mut registry = database::open().await?;
+    let now = within(registry.now()).await?;
+    let registered = within(registry.signer(&key_id)).await?;
+    let (key, origin) = match place.open()? {
+        Some(key) => (key, "found"),
+        None if registered.is_some() => return Err(Failure::IdTaken { key_id, place }),
+        None => (place.create()?, "made"),
+    };
+    if let Place::File(path) = &place {
+        say(
+            "warning",
+            &format!(
+                "{} is a software key: whoever can read the file can copy it, which a TPM \
+                 would not allow",
+                path.display()
+            ),
+        );
+    }
+    let key = public_key(&*key)?;
+    let (window, outcome) = if let Some(signer) = registered {
+        if signer.key != key {
+            return Err(Failure::IdTaken { key_id, place });
+        }
+        must_be_active(&key_id, &signer, now)?;
+        (signer.window, "already registered")
+    } else {
+        let window = args.valid.window_from(now)?;
+        store(&mut registry, &key_id, &key, &window).await?;
+        (window, "registered")
+    };
+    let spki = key.spki().to_hex();
+    Ok(Report {
+        text: format!(
+            "{outcome}  {}\nkey         {} ({origin})\nspki        {spki}\nvalid until {}\n",
+            escape(key_id.as_str()),
+            escape(&place.to_string()),
+            when(window.not_after(), now),
+        ),
+        json: json!({
+            "key_id": key_id.as_str(),
+            "outcome": outcome,
+            "key": origin,
+            "place": place.to_string(),
+            "spki": spki,
+            "not_before": window.not_before().to_string(),
+            "not_after": window.not_after().to_string(),
+        }),
+    })
+}
+
+async fn store(
+    registry: &mut Writer,
+    key_id: &Id,
+    key: &PrincipalKey,
+    window: &Window,
+) -> Result<(), Failure> {
+    let stored = within(registry.register_key(key_id, key, window)).await;
+    // Whose it is can't be told by the refusal alone.
+    if let Err(Failure::Write(WriteError::Exists(_))) = stored {
+        let entries = within(registry.keys()).await?;
+        let same = entries
+            .into_iter()
+            .find(|entry| entry.spki == key.spki().as_der() && entry.key_id != key_id.as_str());
+        if let Some(entry) = same {
+            return Err(Failure::KeyTaken {
+                registered: entry.key_id,
+            });
+        }
+    }
+    stored
+}

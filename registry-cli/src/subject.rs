@@ -1,0 +1,150 @@
+//! The agent's public key, in the forms that people have it in.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use permission::certificate::MAX_PEM_BYTES;
+use permission::{
+    CertificateError, ECDSA_P256_SHA256, ExtensionOid, Identity, Leaf, PrincipalKey, Spki,
+    SpkiError,
+};
+use x509_parser::pem::parse_x509_pem;
+
+/// An agent's key, and what the certificate that it came in says of the agent.
+#[derive(Debug)]
+pub(crate) struct Subject {
+    /// The key's exact bytes.
+    pub(crate) spki: Spki,
+    /// The identity in the certificate, if it came in one.
+    certified: Option<Identity>,
+}
+
+/// Why there is no public key.
+#[derive(Debug, thiserror::Error)]
+pub enum SubjectError {
+    /// The file is not there, or not ours to read.
+    #[error("can't read {path}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// No public key or certificate is that large.
+    #[error("{path} is over {MAX_PEM_BYTES} bytes")]
+    TooLarge {
+        /// Which file.
+        path: PathBuf,
+    },
+    /// PEM that can't be read, or not exactly one block of it.
+    #[error("the pem text is not exactly one public key or certificate")]
+    BadPem,
+    /// PEM of something else.
+    #[error("the pem text holds a {label}, not a public key or certificate")]
+    OtherPem {
+        /// What it says it is.
+        label: String,
+    },
+    /// Not hex, or not a public key.
+    #[error(transparent)]
+    Spki(#[from] SpkiError),
+    /// A certificate that names nobody.
+    #[error(transparent)]
+    Certificate(#[from] CertificateError),
+    /// Another kind of key: no agent has one.
+    #[error("public key is not a P-256 key")]
+    NotP256,
+    /// The certificate is another agent's.
+    #[error("the certificate is that of {certified}, not of {given}")]
+    OtherIdentity {
+        /// Whom the certificate names.
+        certified: Identity,
+        /// Whom the command line names.
+        given: Identity,
+    },
+}
+
+impl Subject {
+    /// Takes what `--spki` was given: hex digits, or the name of a file.
+    pub(crate) fn read(text: &str) -> Result<Self, SubjectError> {
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Ok(Self::uncertified(Spki::from_hex(text)?));
+        }
+        Self::parse(&contents(Path::new(text))?)
+    }
+
+    /// Makes sure that a certificate, if there was one, is that of `given`.
+    pub(crate) fn must_be(&self, given: &Identity) -> Result<(), SubjectError> {
+        match &self.certified {
+            Some(certified) if certified != given => Err(SubjectError::OtherIdentity {
+                certified: certified.clone(),
+                given: given.clone(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes sure that the key is of the one kind that agents have.
+    pub(crate) fn must_be_p256(&self) -> Result<(), SubjectError> {
+        PrincipalKey::from_stored(ECDSA_P256_SHA256, self.spki.as_der())
+            .map(drop)
+            .map_err(|_| SubjectError::NotP256)
+    }
+
+    fn uncertified(spki: Spki) -> Self {
+        Self {
+            spki,
+            certified: None,
+        }
+    }
+
+    fn parse(bytes: &[u8]) -> Result<Self, SubjectError> {
+        match std::str::from_utf8(bytes) {
+            Ok(text) if text.contains("-----BEGIN ") => Self::from_pem(text),
+            Ok(text) => {
+                // Hex dumps are broken into lines.
+                let digits: String = text.split_ascii_whitespace().collect();
+                Ok(Self::uncertified(Spki::from_hex(&digits)?))
+            }
+            // DER of a key is never UTF-8: its object identifiers and lengths are not.
+            Err(_) => Ok(Self::uncertified(Spki::from_der(bytes)?)),
+        }
+    }
+
+    fn from_pem(text: &str) -> Result<Self, SubjectError> {
+        let (rest, block) = parse_x509_pem(text.as_bytes()).map_err(|_| SubjectError::BadPem)?;
+        if !rest.iter().all(u8::is_ascii_whitespace) {
+            return Err(SubjectError::BadPem);
+        }
+        match block.label.as_str() {
+            "PUBLIC KEY" => Ok(Self::uncertified(Spki::from_der(&block.contents)?)),
+            "CERTIFICATE" => {
+                let leaf = Leaf::from_der(&block.contents, &ExtensionOid::default())?;
+                Ok(Self {
+                    spki: leaf.spki,
+                    certified: Some(leaf.identity),
+                })
+            }
+            _ => Err(SubjectError::OtherPem { label: block.label }),
+        }
+    }
+}
+
+fn contents(path: &Path) -> Result<Vec<u8>, SubjectError> {
+    let failed = |source| SubjectError::Read {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(path).map_err(failed)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_PEM_BYTES as u64 + 1)
+        .read_to_end(&mut bytes)
+        .map_err(failed)?;
+    if bytes.len() > MAX_PEM_BYTES {
+        return Err(SubjectError::TooLarge {
+            path: path.to_owned(),
+        });
+    }
+    Ok(bytes)
+}

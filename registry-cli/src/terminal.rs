@@ -1,0 +1,165 @@
+//! What people and scripts get to see: text made safe for a terminal, tables, and results on
+//! stdout.
+
+use std::fmt::Write as _;
+use std::io::{self, ErrorKind, Write as _};
+
+use permission::Timestamp;
+use serde_json::Value;
+
+use crate::failure::Failure;
+use crate::validity::relative;
+
+/// What a command has to say, in both forms.
+pub(crate) struct Report {
+    /// For people; every line is ended.
+    pub(crate) text: String,
+    /// For scripts.
+    pub(crate) json: Value,
+}
+
+/// Whether a character could move, hide or reorder what a terminal shows around it: controls,
+/// line separators and bidirectional formatting (Unicode Standard Annex 9).
+fn is_unsafe(character: char) -> bool {
+    character.is_control()
+        || matches!(
+            character,
+            '\u{061c}' | '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}'
+        )
+}
+
+/// Text from elsewhere, made safe for a terminal: `\u{202e}` for the character U+202E.
+pub(crate) fn escape(text: &str) -> String {
+    let mut safe = String::with_capacity(text.len());
+    for character in text.chars() {
+        if is_unsafe(character) {
+            safe.extend(character.escape_unicode());
+        } else {
+            safe.push(character);
+        }
+    }
+    safe
+}
+
+/// One line of JSON that is as safe on a terminal: in its strings, the only place where they can
+/// be, unsafe characters are escaped as RFC 8259, section 7 has it.
+fn json_line(json: &Value) -> String {
+    let mut line = String::new();
+    for character in json.to_string().chars() {
+        if is_unsafe(character) {
+            // All of them are in the Basic Multilingual Plane. Writing to a String can't fail.
+            let _ = write!(line, "\\u{:04x}", u32::from(character));
+        } else {
+            line.push(character);
+        }
+    }
+    line + "\n"
+}
+
+/// Aligns the cells of each column, and escapes them; headings are a row like any other.
+pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let rows: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| escape(cell)).collect())
+        .collect();
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let mut widths = vec![0; columns];
+    for row in &rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths);
+        let line: Vec<String> = cells
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        text.push_str(line.join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+/// A time for people: RFC 3339 to the second, and how far away it is.
+pub(crate) fn when(time: Timestamp, now: Timestamp) -> String {
+    format!("{} ({})", to_the_second(time), relative(time, now))
+}
+
+/// RFC 3339 without the fraction.
+pub(crate) fn to_the_second(time: Timestamp) -> String {
+    let text = time.to_string();
+    match text.split_once('.') {
+        Some((seconds, _)) => format!("{seconds}Z"),
+        None => text,
+    }
+}
+
+/// Prints a result. A reader that has seen enough (`| head`) is no failure.
+pub(crate) fn print(report: &Report, as_json: bool) -> Result<(), Failure> {
+    let json;
+    let text = if as_json {
+        json = json_line(&report.json);
+        &json
+    } else {
+        &report.text
+    };
+    let mut stdout = io::stdout().lock();
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::Output(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Says something on stderr, made safe; a closed stderr can't be helped.
+pub(crate) fn say(kind: &str, message: &str) {
+    let _ = writeln!(io::stderr(), "{kind}: {}", escape(message));
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// Everything that must not reach a terminal, by code point.
+    fn unsafe_characters() -> impl Iterator<Item = char> {
+        (0..0x20)
+            .chain(0x7f..0xa0)
+            .chain([0x61c, 0x200e, 0x200f, 0x2028, 0x2029])
+            .chain(0x202a..=0x202e)
+            .chain(0x2066..=0x2069)
+            .filter_map(char::from_u32)
+    }
+
+    #[test]
+    fn unsafe_characters_are_escaped_and_others_kept() {
+        assert_eq!(
+            escape("Ω agent-\u{202e}ahpla\n"),
+            "Ω agent-\\u{202e}ahpla\\u{a}"
+        );
+        for character in unsafe_characters() {
+            let expected = format!("a\\u{{{:x}}}b", u32::from(character));
+            assert_eq!(escape(&format!("a{character}b")), expected);
+        }
+    }
+
+    #[test]
+    fn json_is_safe_and_means_the_same() {
+        let text: String = unsafe_characters().chain("Ω\\\"".chars()).collect();
+        let line = json_line(&json!({ "id": text }));
+        assert_eq!(escape(line.trim_end()), line.trim_end());
+        let read: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(read, json!({ "id": text }));
+    }
+
+    #[test]
+    fn columns_are_aligned_and_cells_escaped() {
+        let rows = [["ID", "STATE"], ["a\u{202e}", "x"], ["Ωmega", ""]];
+        let rows = rows.map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(table(&rows), "ID         STATE\na\\u{202e}  x\nΩmega\n");
+    }
+}

@@ -1,0 +1,18 @@
+//! The registry's binary, with real Postgres and a real TPM (swtpm) behind it.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "a test that can't go on has failed"
+)]
+
+mod granting;
+mod keys;
+mod listing;
+mod office;
+mod outages;
+mod refusals;
+mod revoking;
+mod subjects;
