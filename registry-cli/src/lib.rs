@@ -20,7 +20,6 @@ mod revoke;
 mod scope;
 mod subject;
 mod terminal;
-pub mod tss_log;
 pub mod validity;
 
 pub use cli::Cli;

@@ -5,7 +5,8 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use registry_cli::{Cli, failure, tss_log};
+use registry_cli::{Cli, failure};
+use tpm::tss_log;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

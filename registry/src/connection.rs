@@ -132,6 +132,13 @@ impl Reader {
 }
 
 pub(crate) fn connect_options(url: &str) -> Result<PgConnectOptions, OpenError> {
+    // sqlx takes any scheme; what is meant for another kind of database gets no password of ours.
+    if !["postgres://", "postgresql://"]
+        .iter()
+        .any(|scheme| url.starts_with(scheme))
+    {
+        return Err(OpenError::BadUrl);
+    }
     PgConnectOptions::from_str(url)
         .map(|options| options.application_name("agent-gateway"))
         .map_err(|_| OpenError::BadUrl)

@@ -17,4 +17,3 @@ pub mod proxy;
 pub mod run;
 pub mod state;
 pub mod telemetry;
-pub mod tss_log;

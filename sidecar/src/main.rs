@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use sidecar::cli::{Cli, Command};
-use sidecar::{exec, failure, init, run, tss_log};
+use sidecar::{exec, failure, init, run};
+use tpm::tss_log;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {

@@ -5,9 +5,8 @@
 //! business.
 //!
 //! The TSS C library writes its own error lines to stderr unless the environment holds
-//! `TSS2_LOG=all+none` when the process starts. This crate doesn't set it: changing the
-//! environment of a running process is unsafe. Its Rust wrapper logs to the target `tss_esapi`;
-//! all that matters there is also in the errors of this crate.
+//! `TSS2_LOG=all+none` when the process starts: [`tss_log`] is for that. Its Rust wrapper logs to
+//! the target `tss_esapi`; all that matters there is also in the errors of this crate.
 
 #![forbid(unsafe_code)]
 
@@ -15,6 +14,7 @@ mod location;
 mod signing_key;
 mod software_key;
 mod tpm_key;
+pub mod tss_log;
 
 pub use location::{Handle, Location, ParseHandleError, ParseTctiError, Tcti};
 pub use signing_key::{Found, SignError, SigningKey};
