@@ -1,5 +1,7 @@
 //! For operators: liveness, readiness and metrics over HTTP, and decisions explained over gRPC.
 
+use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -9,18 +11,28 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use futures::{Stream, StreamExt as _};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
 use permission::{Decision, Destination, Identity, Leaf, Reason, Request, Spki, decide, judge};
 use proto::admin::v1::debug_server::Debug as DebugService;
 use proto::admin::v1::{Candidate, ExplainRequest, ExplainResponse};
-use tokio::time::Instant;
+use tokio::sync::Mutex;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
 use tonic::Status;
 
 use crate::check::{Telling, now};
+use crate::connections::Connection;
 use crate::decision_point::DecisionPoint;
 use crate::metrics::Metrics;
 
 /// Longest a readiness probe waits for the registry.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Longest an HTTP connection lasts.
+const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the HTTP endpoints look at.
 #[derive(Debug, Clone)]
@@ -28,6 +40,8 @@ pub struct Probes {
     point: Arc<DecisionPoint>,
     metrics: Metrics,
     draining: Arc<AtomicBool>,
+    /// Held while the registry is asked: probes leave the other connections to Checks.
+    probing: Arc<Mutex<()>>,
 }
 
 impl Probes {
@@ -37,6 +51,7 @@ impl Probes {
             point,
             metrics,
             draining: Arc::default(),
+            probing: Arc::default(),
         }
     }
 
@@ -45,8 +60,23 @@ impl Probes {
         self.draining.store(true, Ordering::Relaxed);
     }
 
+    /// Answers HTTP on `connections`, until it is dropped. One request each, for a bounded time.
+    pub(crate) async fn serve(self, connections: impl Stream<Item = io::Result<Connection>>) {
+        let service = TowerToHyperService::new(self.router());
+        let mut http = http1::Builder::new();
+        http.timer(TokioTimer::new()).keep_alive(false);
+        let mut open = JoinSet::new();
+        let mut connections = pin!(connections);
+        while let Some(Ok(connection)) = connections.next().await {
+            let served = http.serve_connection(TokioIo::new(connection), service.clone());
+            // A client that sends half a request or takes half an answer is left, not waited for.
+            open.spawn(timeout(HTTP_TIMEOUT, served));
+            while open.try_join_next().is_some() {}
+        }
+    }
+
     /// `/healthz`, `/readyz`, `/metrics`.
-    pub fn router(self) -> Router {
+    fn router(self) -> Router {
         Router::new()
             .route("/healthz", get(|| async { "ok\n" }))
             .route("/readyz", get(ready))
@@ -59,12 +89,12 @@ async fn ready(State(probes): State<Probes>) -> (StatusCode, &'static str) {
     if probes.draining.load(Ordering::Relaxed) {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
     }
-    if probes
-        .point
-        .registry
-        .is_ready(Instant::now() + PROBE_TIMEOUT)
-        .await
-    {
+    let deadline = Instant::now() + PROBE_TIMEOUT;
+    let is_ready = timeout_at(deadline, async {
+        let _one_at_a_time = probes.probing.lock().await;
+        probes.point.registry.is_ready(deadline).await
+    });
+    if is_ready.await.unwrap_or(false) {
         (StatusCode::OK, "ready\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "registry_unavailable\n")

@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, 
 use permission::{Reason, Timestamp};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span, field};
 use uuid::Uuid;
 
 use crate::decision_point::{DecisionPoint, Leave};
@@ -62,20 +62,26 @@ impl Authorization for Checks {
         let attributes = message.attributes.unwrap_or_default();
         let request_id = request_id(&attributes);
         let id = Uuid::new_v4().to_string();
-        let span = tracing::info_span!("check", decision.id = id, request.id = request_id);
+        let span = tracing::info_span!(
+            "check",
+            decision.id = id,
+            request.id = request_id,
+            reason = field::Empty,
+            identity = field::Empty,
+            destination = field::Empty
+        );
         telemetry::continue_trace(&span, &metadata, asked::http(&attributes));
 
         async {
-            let now = now();
             let mut asked = Asked::default();
             let decided = self
-                .decide(&attributes, &mut asked, now, started + self.timeout)
+                .decide(&attributes, &mut asked, now(), started + self.timeout)
                 .await;
             log(&decided, &asked);
             self.metrics
                 .checked(decided.as_ref().err().copied(), started.elapsed());
             Ok(Response::new(match &decided {
-                Ok(leave) => answer::allow(leave, &asked, now, &id),
+                Ok(leave) => answer::allow(leave, &asked, now(), &id),
                 Err(reason) => answer::deny(*reason, &asked, &id),
             }))
         }
@@ -95,20 +101,37 @@ fn request_id(attributes: &AttributeContext) -> &str {
 }
 
 fn log(decided: &Result<Leave, Reason>, asked: &Asked) {
-    let identity = asked.identity.as_ref().map(tracing::field::display);
-    let destination = asked.destination.as_ref().map(tracing::field::display);
+    let identity = asked
+        .identity
+        .as_ref()
+        .map(|identity| readable(identity.as_str()));
+    let destination = asked.destination.as_ref().map(field::display);
     match decided {
         Ok(leave) => tracing::info!(
             identity,
             destination,
-            permission.id = leave.permission_id,
-            signing_key.id = leave.signing_key_id,
+            permission.id = readable(&leave.permission_id),
+            signing_key.id = readable(&leave.signing_key_id),
             dial = %leave.target.address,
             ends_at = %leave.ends_at,
             "allowed"
         ),
         Err(reason) => tracing::info!(identity, destination, %reason, "denied"),
     }
+    // For traces; after the log, whose line would have it all twice.
+    let reason = decided
+        .as_ref()
+        .map_or_else(|reason| reason.code(), |_| "allowed");
+    Span::current()
+        .record("reason", reason)
+        .record("identity", identity)
+        .record("destination", destination);
+}
+
+/// A name of somebody's choice, without characters that would disguise it: bidirectional ones in a
+/// terminal, or line ends that only some programs take for one.
+fn readable(name: &str) -> String {
+    name.escape_debug().to_string()
 }
 
 /// The wall clock; the one place where this program reads it for a decision.

@@ -1,14 +1,17 @@
 //! The command line: `serve`, `migrate` and `check-config`.
 
+mod failure;
+
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use registry::{MigrateError, OpenError, SchemaError};
 
-use crate::config::{Config, ConfigError};
-use crate::serve;
+use crate::config::Config;
+use crate::serve::{self, ServeError};
 use crate::telemetry;
+
+pub use failure::Failure;
 
 /// Decides which agent may reach what, from permissions that a principal signed.
 #[derive(Debug, Parser)]
@@ -45,26 +48,6 @@ enum Command {
     CheckConfig,
 }
 
-/// Why the program ends, for its user.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// The configuration.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The registry.
-    #[error(transparent)]
-    Registry(#[from] OpenError),
-    /// A migration.
-    #[error(transparent)]
-    Migrate(#[from] MigrateError),
-    /// Anything else.
-    #[error(transparent)]
-    Serve(#[from] serve::ServeError),
-    /// The operating system has no threads for us.
-    #[error("can't start: {0}")]
-    Runtime(#[from] std::io::Error),
-}
-
 impl Cli {
     /// Does what was asked.
     pub fn run(self) -> Result<ExitCode, Failure> {
@@ -72,24 +55,28 @@ impl Cli {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
             .build()?;
-        runtime.block_on(async {
+        let done = runtime.block_on(async {
             match self.command.unwrap_or(Command::Serve) {
                 Command::Serve => {
-                    let telemetry = telemetry::start(&config.observability)
-                        .map_err(serve::ServeError::Telemetry)?;
+                    let telemetry =
+                        telemetry::start(&config.observability).map_err(ServeError::Telemetry)?;
                     let served = serve::run(&config).await;
                     telemetry.shut_down().await;
                     served?;
                 }
                 Command::Migrate => migrate(&config).await?,
                 Command::CheckConfig => {
-                    config.registry()?;
+                    config.registry()?.check().map_err(ServeError::Registry)?;
                     serve::prepare(&config)?;
+                    telemetry::check(&config.observability).map_err(ServeError::Telemetry)?;
                     println!("{} is valid", self.config.display());
                 }
             }
             Ok(ExitCode::SUCCESS)
-        })
+        });
+        // A system call that never returns (the name of the database host, say) holds nobody up.
+        runtime.shutdown_background();
+        done
     }
 }
 
@@ -105,71 +92,4 @@ async fn migrate(config: &Config) -> Result<(), Failure> {
         );
     }
     Ok(())
-}
-
-impl Failure {
-    /// Tells the user, on stderr.
-    pub fn report(self) -> ExitCode {
-        eprintln!("error: {self}");
-        eprintln!("hint: {}", self.hint());
-        ExitCode::from(self.exit_status())
-    }
-
-    /// What clap says about the arguments; `--help` and `--version` are no failure.
-    pub fn report_usage(error: &clap::Error) -> ExitCode {
-        let printed = error.print();
-        match (error.use_stderr(), printed) {
-            (false, Ok(())) => ExitCode::SUCCESS,
-            _ => ExitCode::from(64),
-        }
-    }
-
-    fn hint(&self) -> &'static str {
-        const MIGRATE: &str = "run `agent-gateway-authz migrate --config …` with the owner's URL in \
-                               AGENT_GATEWAY_MIGRATE_DATABASE_URL";
-        match self {
-            Self::Config(error) => error.hint(),
-            Self::Registry(error) | Self::Migrate(MigrateError::Open(error)) => match error {
-                OpenError::BadUrl => "it looks like postgres://user:password@host:5432/database",
-                OpenError::TimedOut(_) | OpenError::Unreachable(_) => {
-                    "is Postgres running there, and does the role exist with that password"
-                }
-                OpenError::Schema(error) => Self::schema_hint(error, MIGRATE),
-            },
-            Self::Migrate(MigrateError::Schema(error)) => Self::schema_hint(error, MIGRATE),
-            Self::Migrate(MigrateError::Failed { .. }) => {
-                "nothing of that file was kept; the role must own the database or its schema"
-            }
-            Self::Serve(error) => error.hint(),
-            Self::Runtime(_) => "the system refused a thread or a file descriptor",
-        }
-    }
-
-    fn schema_hint(error: &SchemaError, migrate: &'static str) -> &'static str {
-        match error {
-            SchemaError::Missing | SchemaError::Older { .. } => migrate,
-            SchemaError::Newer { .. } => {
-                "run the version of this program that made it, or a newer one"
-            }
-            SchemaError::Unreadable(_) => {
-                "the role needs SELECT there: GRANT agent_gateway_reader TO it"
-            }
-        }
-    }
-
-    /// As in sysexits.h: 64 usage, 69 unavailable, 70 software, 78 configuration.
-    fn exit_status(&self) -> u8 {
-        match self {
-            Self::Config(_) | Self::Serve(serve::ServeError::Dns(_)) => 64,
-            Self::Registry(OpenError::Schema(_)) | Self::Migrate(MigrateError::Schema(_)) => 78,
-            Self::Registry(_) | Self::Migrate(_) | Self::Serve(serve::ServeError::Bind { .. }) => {
-                69
-            }
-            Self::Serve(serve::ServeError::Registry(error)) => match error {
-                OpenError::Schema(_) => 78,
-                _ => 69,
-            },
-            Self::Serve(_) | Self::Runtime(_) => 70,
-        }
-    }
 }

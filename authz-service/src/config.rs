@@ -3,6 +3,8 @@
 //! Later wins: defaults, the TOML file, `AGENT_GATEWAY__SECTION__KEY`. Unknown keys and unsafe
 //! combinations are refused.
 
+mod error;
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -17,6 +19,11 @@ use serde::{Deserialize, Deserializer, de};
 
 use crate::addresses::PrivateRule;
 use crate::resolver::DnsOptions;
+
+pub use error::ConfigError;
+
+/// What the names of our variables begin with.
+const ENVIRONMENT: &str = "AGENT_GATEWAY__";
 
 /// In milliseconds.
 const MINUTE: u64 = 60_000;
@@ -218,66 +225,6 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Why a configuration is refused.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// No such file.
-    #[error("{} can't be read: {source}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What happened.
-        source: std::io::Error,
-    },
-    /// Wrong type, unknown key, …
-    #[error("{0}")]
-    Invalid(#[source] Box<figment::Error>),
-    /// A key of the existing gateway whose job is Envoy's now.
-    #[error("[server] {0} has moved: Envoy listens for agents and terminates TLS")]
-    Moved(&'static str),
-    /// `database_url_env` names a variable that isn't set.
-    #[error("environment variable {0}, named by policy.database_url_env, is not set")]
-    NoSuchVariable(String),
-    /// Nowhere to read permissions from.
-    #[error("no database: neither policy.database_url nor policy.database_url_env is set")]
-    NoDatabase,
-    /// Anybody on the network could ask, or pose as the decision point's client.
-    #[error("{key} {address} is not a loopback address, and this listener has no mTLS")]
-    NotLoopback {
-        /// Which key.
-        key: &'static str,
-        /// What it says.
-        address: SocketAddr,
-    },
-    /// Zero, or so large that it bounds nothing.
-    #[error("{key} must be from 1 to {max}")]
-    OutOfRange {
-        /// Which key.
-        key: &'static str,
-        /// The largest value.
-        max: u64,
-    },
-}
-
-impl ConfigError {
-    /// What to do about it.
-    pub fn hint(&self) -> &'static str {
-        match self {
-            Self::Unreadable { .. } => "copy config.example.toml and point --config at the copy",
-            Self::Invalid(_) => "config.example.toml lists every key with its default",
-            Self::Moved(_) => {
-                "set the address and the certificate in envoy/envoy.yaml, and remove this key"
-            }
-            Self::NoSuchVariable(_) => "export it, as postgres://user:password@host/database",
-            Self::NoDatabase => {
-                "set policy.database_url_env to the name of a variable with the URL"
-            }
-            Self::NotLoopback { .. } => "listen on 127.0.0.1 or [::1], on Envoy's machine",
-            Self::OutOfRange { .. } => "config.example.toml shows the default",
-        }
-    }
-}
-
 impl Config {
     /// Reads the file and the environment.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
@@ -286,7 +233,7 @@ impl Config {
             source,
         })?;
         let figment =
-            Figment::from(Toml::string(&text)).merge(Env::prefixed("AGENT_GATEWAY__").split("__"));
+            Figment::from(Toml::string(&text)).merge(Env::prefixed(ENVIRONMENT).split("__"));
         for key in ["listen_addr", "tls_cert_path", "tls_key_path"] {
             if figment.find_value(&format!("server.{key}")).is_ok() {
                 return Err(ConfigError::Moved(key));
@@ -294,7 +241,7 @@ impl Config {
         }
         let mut config: Self = figment
             .extract()
-            .map_err(|error| ConfigError::Invalid(Box::new(error)))?;
+            .map_err(|error| ConfigError::invalid(path, error))?;
         config.observability.log_stdout =
             !std::env::var("AGENT_GATEWAY_LOG_STDOUT").is_ok_and(|value| value == "false");
         config.check()?;

@@ -9,6 +9,7 @@ pub mod admin;
 pub mod check;
 pub mod cli;
 pub mod config;
+mod connections;
 pub mod decision_point;
 pub mod metrics;
 pub mod resolver;

@@ -13,12 +13,14 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::Router;
+use tonic_health::pb::health_server::{Health, HealthServer};
 
 use crate::addresses::{AddressPolicy, is_this_machine};
 use crate::admin::{Explainer, Probes};
 use crate::check::Checks;
 use crate::config::{Config, ConfigError};
+use crate::connections;
 use crate::decision_point::DecisionPoint;
 use crate::metrics::Metrics;
 use crate::resolver::{Resolver, ResolverConfigError};
@@ -26,6 +28,14 @@ use crate::telemetry::TelemetryError;
 
 /// Largest message taken, in bytes; a Check of a CONNECT is a certificate and a few headers.
 const MAX_MESSAGE: usize = 256 * 1024;
+/// Most connections at a time on each listener; Envoy opens one for each of its threads.
+const MAX_ENVOY_CONNECTIONS: usize = 256;
+const MAX_ADMIN_CONNECTIONS: usize = 32;
+const MAX_HTTP_CONNECTIONS: usize = 32;
+/// Most calls in progress on one connection for people.
+const MAX_ADMIN_CALLS: usize = 32;
+/// What a call may take beyond the Check itself: a message that never comes holds no place.
+const MESSAGE_TIMEOUT: Duration = Duration::from_millis(500);
 /// HTTP/2 keep-alive: an Envoy that is gone is noticed, and its Checks are dropped.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
@@ -63,19 +73,6 @@ pub enum ServeError {
     /// The operating system refuses signal handlers or the HTTP listener.
     #[error("{0}")]
     Io(#[from] std::io::Error),
-}
-
-impl ServeError {
-    pub(crate) fn hint(&self) -> &'static str {
-        match self {
-            Self::Config(error) => error.hint(),
-            Self::Dns(_) => "see [dns] in config.example.toml",
-            Self::Telemetry(_) => "see [observability] in config.example.toml",
-            Self::Registry(_) => "the service reads the registry at start, and won't run without",
-            Self::Bind { .. } => "another process may have it: `ss -ltnp` tells",
-            Self::Reflection(_) | Self::Listener(_) | Self::Io(_) => "the log has more",
-        }
-    }
 }
 
 /// What is made from the configuration alone, without touching anything outside.
@@ -129,18 +126,22 @@ pub async fn run(config: &Config) -> Result<(), ServeError> {
 
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let envoy = serve_envoy(config, grpc, checks.clone(), stop.clone()).await;
-    let explainer = Explainer::new(point, check_timeout);
-    let admin = serve_admin(admin_grpc, checks, explainer, stop.clone()).await?;
-    let mut envoy = tasks.spawn(envoy);
-    let mut admin = tasks.spawn(admin);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<AuthorizationServer<Checks>>().await;
+    let calls = envoy_calls(config, checks.clone(), health_service.clone());
+    let incoming = connections::accept(grpc, MAX_ENVOY_CONNECTIONS);
     let stopped = stop.clone().cancelled_owned();
-    let router = probes.clone().router();
-    tasks.spawn(async {
-        axum::serve(admin_http, router)
-            .with_graceful_shutdown(stopped)
-            .await
-    });
+    let mut envoy = tasks.spawn(calls.serve_with_incoming_shutdown(incoming, stopped));
+
+    let explainer = Explainer::new(point, check_timeout);
+    let calls = admin_calls(check_timeout, checks, explainer, health_service)?;
+    let incoming = connections::accept(admin_grpc, MAX_ADMIN_CONNECTIONS);
+    let stopped = stop.clone().cancelled_owned();
+    let mut admin = tasks.spawn(calls.serve_with_incoming_shutdown(incoming, stopped));
+
+    // Ends with the program: whoever probes meanwhile is told that it is stopping.
+    let incoming = connections::accept(admin_http, MAX_HTTP_CONNECTIONS);
+    tokio::spawn(probes.clone().serve(incoming));
     tracing::info!(
         grpc = %config.server.grpc_addr,
         admin_grpc = %config.admin.grpc_addr,
@@ -156,6 +157,9 @@ pub async fn run(config: &Config) -> Result<(), ServeError> {
     };
     tracing::info!("stopping");
     probes.drain();
+    health
+        .set_not_serving::<AuthorizationServer<Checks>>()
+        .await;
     stop.cancel();
     tasks.close();
     let drain = Duration::from_millis(config.server.shutdown_timeout_ms);
@@ -179,47 +183,22 @@ async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, Ser
         })
 }
 
-type Serving = futures::future::BoxFuture<'static, Result<(), tonic::transport::Error>>;
-
-/// The listener that Envoy talks to: decisions and health, nothing else.
-async fn serve_envoy(
-    config: &Config,
-    listener: TcpListener,
-    checks: Checks,
-    stop: CancellationToken,
-) -> Serving {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<AuthorizationServer<Checks>>().await;
-    let router = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-        .concurrency_limit_per_connection(config.server.max_concurrent_checks)
-        .load_shed(true)
+/// What Envoy may call: decisions and health, nothing else.
+fn envoy_calls(config: &Config, checks: Checks, health: HealthServer<impl Health>) -> Router {
+    let most = config.server.max_concurrent_checks;
+    let check_timeout = Duration::from_millis(config.server.check_timeout_ms);
+    bounded(most, check_timeout)
         .add_service(authorization(checks))
-        .add_service(health_service);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    Box::pin(async move {
-        let stopping = async move {
-            stop.cancelled().await;
-            health
-                .set_not_serving::<AuthorizationServer<Checks>>()
-                .await;
-        };
-        router
-            .serve_with_incoming_shutdown(incoming, stopping)
-            .await
-    })
+        .add_service(health)
 }
 
-/// The listener for people: the same decisions, explained, and gRPC reflection.
-async fn serve_admin(
-    listener: TcpListener,
+/// What people may call: the same decisions, explained, and gRPC reflection.
+fn admin_calls(
+    check_timeout: Duration,
     checks: Checks,
     explainer: Explainer,
-    stop: CancellationToken,
-) -> Result<Serving, ServeError> {
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<AuthorizationServer<Checks>>().await;
+    health: HealthServer<impl Health>,
+) -> Result<Router, ServeError> {
     // grpcurl up to 1.8 speaks only v1alpha, newer tools v1.
     let reflection = || {
         tonic_reflection::server::Builder::configure()
@@ -230,22 +209,25 @@ async fn serve_admin(
             .with_service_name("envoy.service.auth.v3.Authorization")
             .with_service_name("grpc.health.v1.Health")
     };
-    let router = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-        .concurrency_limit_per_connection(32)
-        .load_shed(true)
+    Ok(bounded(MAX_ADMIN_CALLS, check_timeout)
         .add_service(authorization(checks))
         .add_service(DebugServer::new(explainer).max_decoding_message_size(MAX_MESSAGE))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
-        .add_service(health_service);
-    let incoming = TcpIncoming::from(listener);
-    Ok(Box::pin(async move {
-        router
-            .serve_with_incoming_shutdown(incoming, stop.cancelled_owned())
-            .await
-    }))
+        .add_service(health))
+}
+
+/// A server with at most so many calls in progress on a connection. Further ones are refused at
+/// once, but each takes a stream until it has its answer, so there may be twice as many of those.
+fn bounded(most_calls: usize, check_timeout: Duration) -> Server {
+    let most_streams = u32::try_from(2 * most_calls).unwrap_or(u32::MAX);
+    Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .max_concurrent_streams(most_streams)
+        .concurrency_limit_per_connection(most_calls)
+        .load_shed(true)
+        .timeout(check_timeout + MESSAGE_TIMEOUT)
 }
 
 fn authorization(checks: Checks) -> AuthorizationServer<Checks> {

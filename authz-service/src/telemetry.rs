@@ -5,11 +5,12 @@ use std::collections::HashMap;
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::HttpRequest;
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
 use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
-use opentelemetry_otlp::{ExporterBuildError, WithExportConfig as _};
+use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tonic::metadata::MetadataMap;
+use tracing::Level;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
@@ -26,6 +27,9 @@ pub enum TelemetryError {
     /// `otlp_endpoint` is no endpoint.
     #[error("observability.otlp_endpoint: {0}")]
     Endpoint(#[from] ExporterBuildError),
+    /// `otlp_endpoint` is an endpoint that the exporter would never connect to.
+    #[error("observability.otlp_endpoint does not begin with http://")]
+    NotHttp,
     /// Started twice.
     #[error("logging can't be set up: {0}")]
     Twice(#[from] TryInitError),
@@ -37,13 +41,19 @@ pub struct Telemetry {
     provider: Option<SdkTracerProvider>,
 }
 
+/// Whether [`start`] would take this configuration. Needs the runtime, as `start` does.
+pub fn check(config: &Observability) -> Result<(), TelemetryError> {
+    EnvFilter::try_new(&config.log_level)?;
+    exporter(config).map(drop)
+}
+
 /// Starts logging and, if an endpoint is configured, tracing.
 pub fn start(config: &Observability) -> Result<Telemetry, TelemetryError> {
-    let provider = config
-        .otlp_endpoint
-        .as_deref()
-        .map(exporting_to)
-        .transpose()?;
+    let provider = exporter(config)?.map(exporting_to);
+    // Our own spans whatever is logged, and no others: the exporter's would call for more of them.
+    let own = filter::Targets::new()
+        .with_target("authz_service", Level::INFO)
+        .with_target("registry", Level::INFO);
     let spans = provider
         .as_ref()
         .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("authz")));
@@ -55,25 +65,29 @@ pub fn start(config: &Observability) -> Result<Telemetry, TelemetryError> {
             .with_span_list(false)
     });
     tracing_subscriber::registry()
-        .with(spans.with_filter(EnvFilter::try_new(&config.log_level)?))
+        .with(spans.with_filter(own))
         .with(stdout.with_filter(EnvFilter::try_new(&config.log_level)?))
         .try_init()?;
     Ok(Telemetry { provider })
 }
 
-fn exporting_to(endpoint: &str) -> Result<SdkTracerProvider, ExporterBuildError> {
-    let exporter = opentelemetry_otlp::SpanExporter::builder()
-        .with_tonic()
-        .with_endpoint(endpoint)
-        .build()?;
-    Ok(SdkTracerProvider::builder()
+fn exporter(config: &Observability) -> Result<Option<SpanExporter>, TelemetryError> {
+    let Some(endpoint) = &config.otlp_endpoint else {
+        return Ok(None);
+    };
+    if !endpoint.starts_with("http://") {
+        return Err(TelemetryError::NotHttp);
+    }
+    let builder = SpanExporter::builder().with_tonic().with_endpoint(endpoint);
+    Ok(Some(builder.build()?))
+}
+
+fn exporting_to(exporter: SpanExporter) -> SdkTracerProvider {
+    let service = Resource::builder().with_service_name("agent-gateway-authz");
+    SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
-        .with_resource(
-            Resource::builder()
-                .with_service_name("agent-gateway-authz")
-                .build(),
-        )
-        .build())
+        .with_resource(service.build())
+        .build()
 }
 
 impl Telemetry {

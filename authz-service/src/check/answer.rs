@@ -25,7 +25,8 @@ const DECISION_ID: &str = "x-agent-gateway-decision-id";
 const OK: i32 = 0;
 const PERMISSION_DENIED: i32 = 7;
 
-/// An allow: Envoy dials `dial`, until the permission ends.
+/// An allow: Envoy dials `dial`, until the permission ends. `now` is when this is written, for
+/// deciding took time.
 pub(super) fn allow(leave: &Leave, asked: &Asked, now: Timestamp, id: &str) -> CheckResponse {
     let left_micros = leave.ends_at.as_unix_micros() - now.as_unix_micros();
     // Rounded down, so that no tunnel outlives its permission; 0 would mean "no limit" to Envoy.
@@ -230,3 +231,6 @@ fn header(key: &str, value: &str) -> HeaderValueOption {
         ..Default::default()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,3 +58,6 @@ pub(super) fn read(
 pub(super) fn http(attributes: &AttributeContext) -> Option<&HttpRequest> {
     attributes.request.as_ref()?.http.as_ref()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,436 @@
+//! Each test has its own folder and environment, by figment's Jail.
 
+use std::collections::BTreeSet;
+
+use figment::Jail;
+use figment::error::Kind;
+
+use super::*;
+
+const EXAMPLE: &str = include_str!("../../../config.example.toml");
+
+/// Loads a file with this text and looks at it, where the environment holds just these variables.
+#[expect(clippy::result_large_err, reason = "figment's own")]
+fn look<T>(
+    text: &str,
+    environment: &[(&str, &str)],
+    look: impl FnOnce(Result<Config, ConfigError>) -> T,
+) -> T {
+    let mut seen = None;
+    Jail::expect_with(|jail| {
+        jail.clear_env();
+        for (name, value) in environment {
+            jail.set_env(name, value);
+        }
+        jail.create_file("config.toml", text)?;
+        seen = Some(look(Config::load(Path::new("config.toml"))));
+        Ok(())
+    });
+    seen.unwrap()
+}
+
+fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, ConfigError> {
+    look(text, environment, |loaded| loaded)
+}
+
+/// What the operator reads.
+fn refused(text: &str, environment: &[(&str, &str)]) -> String {
+    load(text, environment).unwrap_err().to_string()
+}
+
+#[test]
+fn defaults_are_those_of_the_documentation() {
+    let config = load("", &[]).unwrap();
+    assert_eq!(config.server.grpc_addr.to_string(), "127.0.0.1:50051");
+    assert_eq!(config.server.check_timeout_ms, 1500);
+    assert_eq!(config.server.max_concurrent_checks, 1024);
+    assert_eq!(config.server.shutdown_timeout_ms, 5000);
+    assert_eq!(config.admin.grpc_addr.to_string(), "127.0.0.1:50052");
+    assert_eq!(config.admin.http_addr.to_string(), "127.0.0.1:9464");
+    assert_eq!(
+        config.policy.client_ext_oid.to_string(),
+        "1.3.6.1.4.1.57264.1.1"
+    );
+    assert!(config.policy.database_url.is_none());
+    assert_eq!(config.policy.database_url_env, None);
+    assert_eq!(config.policy.max_connections, 5);
+    assert_eq!(config.policy.connect_timeout_ms, 5000);
+    assert_eq!(config.policy.pool_acquire_timeout_ms, 1000);
+    assert_eq!(config.policy.query_timeout_ms, 500);
+    assert_eq!(config.tunnel.gateway_listeners, []);
+    assert!(config.private_rules().is_empty());
+    assert_eq!(config.dns.hosts_file, None);
+    assert_eq!(config.dns.resolv_conf, None);
+    assert_eq!(config.dns.nameservers, []);
+    assert_eq!(config.dns.timeout_ms, 1000);
+    assert_eq!(config.dns.cache_entries, 10_000);
+    assert_eq!(config.dns.max_ttl_ms, 60_000);
+    assert_eq!(config.observability.log_level, "info");
+    assert_eq!(config.observability.otlp_endpoint, None);
+    assert!(config.observability.log_stdout);
+}
+
+#[test]
+fn the_environment_wins_over_the_file_and_the_file_over_the_default() {
+    let file = "[policy]\nquery_timeout_ms = 100\nmax_connections = 7";
+    let variable = ("AGENT_GATEWAY__POLICY__QUERY_TIMEOUT_MS", "200");
+    let policy = load(file, &[variable]).unwrap().policy;
+    assert_eq!(
+        (
+            policy.query_timeout_ms,
+            policy.max_connections,
+            policy.connect_timeout_ms
+        ),
+        (200, 7, 5000)
+    );
+    assert_eq!(load(file, &[]).unwrap().policy.query_timeout_ms, 100);
+}
+
+#[test]
+fn lists_can_stand_in_the_environment() {
+    let config = load(
+        "",
+        &[
+            ("AGENT_GATEWAY__DNS__NAMESERVERS", r#"["192.0.2.53:53"]"#),
+            (
+                "AGENT_GATEWAY__TUNNEL__PRIVATE",
+                r#"[{destination="docstore:8443",cidrs=["10.0.0.0/8"]}]"#,
+            ),
+        ],
+    );
+    let config = config.unwrap();
+    assert_eq!(
+        config.dns.nameservers,
+        ["192.0.2.53:53".parse::<SocketAddr>().unwrap()]
+    );
+    assert_eq!(
+        config.private_rules()[0].destination.to_string(),
+        "docstore:8443"
+    );
+}
+
+#[test]
+fn unknown_sections_and_keys_are_refused_by_name() {
+    let sections = "unknown key, known are server, admin, policy, tunnel, dns, observability";
+    for (file, expected) in [
+        (
+            "[sevrer]\ngrpc_addr = 1",
+            format!("config.toml: sevrer: {sections}"),
+        ),
+        (
+            "[admin]\ngrpc = 1",
+            "config.toml: admin.grpc: unknown key, known are grpc_addr, http_addr".to_owned(),
+        ),
+        (
+            "[observability]\nlog_stdout = false",
+            "config.toml: observability.log_stdout: unknown key, known are log_level, otlp_endpoint"
+                .to_owned(),
+        ),
+        (
+            "[[tunnel.private]]\ndestination = 'a:1'\ncidrs = []\nany = 1",
+            "config.toml: tunnel.private.0.any: unknown key, known are destination, cidrs"
+                .to_owned(),
+        ),
+    ] {
+        assert_eq!(refused(file, &[]), expected, "{file}");
+    }
+    for (variable, expected) in [
+        (
+            "AGENT_GATEWAY__SEVRER__GRPC_ADDR",
+            format!("AGENT_GATEWAY__SEVRER: {sections}"),
+        ),
+        (
+            "AGENT_GATEWAY__ADMIN__GRPC",
+            "AGENT_GATEWAY__ADMIN__GRPC: unknown key, known are grpc_addr, http_addr".to_owned(),
+        ),
+    ] {
+        assert_eq!(refused("", &[(variable, "1")]), expected);
+    }
+}
+
+#[test]
+fn keys_whose_job_is_envoys_now_are_refused_and_say_so() {
+    for key in ["listen_addr", "tls_cert_path", "tls_key_path"] {
+        let file = format!("[server]\n{key} = \"0.0.0.0:8443\"");
+        let variable = format!("AGENT_GATEWAY__SERVER__{}", key.to_uppercase());
+        for error in [
+            load(&file, &[]).unwrap_err(),
+            load("", &[(&variable, "x")]).unwrap_err(),
+        ] {
+            assert_eq!(
+                error.to_string(),
+                format!("[server] {key} has moved: Envoy listens for agents and terminates TLS")
+            );
+            assert_eq!(
+                error.hint(),
+                "set the address and the certificate in envoy/envoy.yaml, and remove this key"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_grpc_listener_beyond_loopback_is_refused() {
+    for section in ["server", "admin"] {
+        for address in [
+            "0.0.0.0:50051",
+            "[::]:50051",
+            "192.0.2.1:50051",
+            "[::ffff:127.0.0.1]:1",
+        ] {
+            let file = format!("[{section}]\ngrpc_addr = \"{address}\"");
+            assert_eq!(
+                refused(&file, &[]),
+                format!(
+                    "{section}.grpc_addr {address} is not a loopback address, and this listener \
+                     has no mTLS"
+                )
+            );
+        }
+        for address in ["[::1]:50051", "127.0.0.2:50051"] {
+            let file = format!("[{section}]\ngrpc_addr = \"{address}\"");
+            assert!(load(&file, &[]).is_ok(), "{file}");
+        }
+    }
+    assert!(load("[admin]\nhttp_addr = \"0.0.0.0:9464\"", &[]).is_ok());
+}
+
+#[test]
+fn bounds_that_bound_nothing_are_refused() {
+    for (section, key, max) in [
+        ("server", "check_timeout_ms", 60_000),
+        ("server", "shutdown_timeout_ms", 600_000),
+        ("server", "max_concurrent_checks", 1_000_000),
+        ("policy", "max_connections", 1000),
+        ("policy", "connect_timeout_ms", 600_000),
+        ("policy", "pool_acquire_timeout_ms", 60_000),
+        ("policy", "query_timeout_ms", 60_000),
+        ("dns", "timeout_ms", 60_000),
+        ("dns", "cache_entries", 10_000_000),
+        ("dns", "max_ttl_ms", 86_400_000),
+    ] {
+        let set = |value: u64| format!("[{section}]\n{key} = {value}");
+        for value in [0, max + 1] {
+            let expected = format!("{section}.{key} must be from 1 to {max}");
+            assert_eq!(refused(&set(value), &[]), expected);
+        }
+        for value in [1, max] {
+            assert!(load(&set(value), &[]).is_ok(), "{}", set(value));
+        }
+    }
+}
+
+#[test]
+fn values_of_another_type_are_refused_by_name() {
+    for (file, expected) in [
+        (
+            "[policy]\nquery_timeout_ms = \"soon\"",
+            "config.toml: policy.query_timeout_ms: expected u64",
+        ),
+        (
+            "[policy]\nquery_timeout_ms = -1",
+            "config.toml: policy.query_timeout_ms: expected u64",
+        ),
+        (
+            "[policy]\nclient_ext_oid = \"x\"",
+            "config.toml: policy.client_ext_oid: not an object identifier in dotted notation, \
+             such as 1.3.6.1.4.1.57264.1.1",
+        ),
+        (
+            "[dns]\nnameservers = [\"192.0.2.1\"]",
+            "config.toml: dns.nameservers.0: invalid socket address syntax",
+        ),
+        (
+            "[server]\ngrpc_addr = 1\ngrpc_addr = 2",
+            "config.toml: TOML parse error at line 3, column 1: duplicate key `grpc_addr` in table \
+             `server`",
+        ),
+    ] {
+        assert_eq!(refused(file, &[]), expected, "{file}");
+    }
+}
+
+#[test]
+fn private_destinations_are_read_in_normal_form() {
+    let config = load(
+        "[[tunnel.private]]\n\
+         destination = \"DocStore:8443\"\n\
+         cidrs = [\"10.1.0.0/16\", \"fd00::/8\"]\n\
+         [[tunnel.private]]\n\
+         destination = \"[fd00:0::1]\"\n\
+         cidrs = []",
+        &[],
+    );
+    let rules = config.unwrap().private_rules();
+    let shown: Vec<_> = rules
+        .iter()
+        .map(|rule| (rule.destination.to_string(), rule.cidrs.clone()))
+        .collect();
+    let cidrs = ["10.1.0.0/16", "fd00::/8"].map(|cidr| cidr.parse().unwrap());
+    assert_eq!(
+        shown,
+        [
+            ("docstore:8443".to_owned(), cidrs.to_vec()),
+            ("[fd00::1]:443".to_owned(), vec![])
+        ]
+    );
+}
+
+#[test]
+fn bad_private_destinations_and_ranges_are_refused_by_name() {
+    for (destination, cidr, key) in [
+        ("docstore:0", "10.0.0.0/8", "destination"),
+        ("*.example:443", "10.0.0.0/8", "destination"),
+        ("10.0.0.0/8", "10.0.0.0/8", "destination"),
+        ("docstore:1", "10.0.0.0/33", "cidrs.0"),
+        ("docstore:1", "10.0.0.0", "cidrs.0"),
+        ("docstore:1", "docstore", "cidrs.0"),
+    ] {
+        let file =
+            format!("[[tunnel.private]]\ndestination = \"{destination}\"\ncidrs = [\"{cidr}\"]");
+        let message = refused(&file, &[]);
+        let expected = format!("config.toml: tunnel.private.0.{key}: ");
+        assert!(message.starts_with(&expected), "{message}");
+    }
+    let message = refused("[[tunnel.private]]\ndestination = \"docstore:1\"", &[]);
+    assert_eq!(
+        message,
+        "config.toml: tunnel.private.0: missing field `cidrs`"
+    );
+}
+
+/// The registry's URL with this configuration and environment.
+fn database_url(text: &str, environment: &[(&str, &str)]) -> Result<String, String> {
+    look(text, environment, |loaded| {
+        let options = loaded.unwrap().registry();
+        options
+            .map(|options| options.url)
+            .map_err(|error| error.to_string())
+    })
+}
+
+#[test]
+fn the_database_url_comes_from_the_named_variable_else_from_the_key() {
+    let file = "[policy]\ndatabase_url = \"postgres://file\"";
+    let both = format!("{file}\ndatabase_url_env = \"REGISTRY\"");
+    let variable = ("REGISTRY", "postgres://variable");
+    assert_eq!(database_url(file, &[]).unwrap(), "postgres://file");
+    assert_eq!(
+        database_url(&both, &[variable]).unwrap(),
+        "postgres://variable"
+    );
+    assert_eq!(
+        database_url(&both, &[]).unwrap_err(),
+        "environment variable REGISTRY, named by policy.database_url_env, is not set"
+    );
+    assert_eq!(
+        database_url("", &[]).unwrap_err(),
+        "no database: neither policy.database_url nor policy.database_url_env is set"
+    );
+    let own = (
+        "AGENT_GATEWAY__POLICY__DATABASE_URL",
+        "postgres://u:p@own/db?sslmode=require",
+    );
+    assert_eq!(database_url(file, &[own]).unwrap(), own.1);
+}
+
+#[test]
+fn the_database_url_is_never_shown() {
+    let file = "[policy]\ndatabase_url = \"postgres://u:hunter2@h/d\"";
+    let config = load(file, &[]).unwrap();
+    let shown = format!("{config:?} {:?}", config.policy.database_url);
+    assert!(!shown.contains("hunter2"), "{shown}");
+    assert!(shown.contains("(secret)"), "{shown}");
+    for (faulty, expected) in [
+        (
+            "[policy]\nmax_connections = 1\ndatabase_url = \"postgres://u:hunter2@h/d\n",
+            "config.toml: TOML parse error at line 3, column 41: invalid basic string",
+        ),
+        (
+            "policy = \"postgres://u:hunter2@h/d\"",
+            "config.toml: policy: expected struct Policy",
+        ),
+        (
+            "[policy]\nmax_connections = \"postgres://u:hunter2@h/d\"",
+            "config.toml: policy.max_connections: expected u32",
+        ),
+    ] {
+        let error = load(faulty, &[]).unwrap_err();
+        assert_eq!(error.to_string(), expected);
+        assert!(!format!("{error:?}").contains("hunter2"), "{error:?}");
+    }
+}
+
+#[test]
+fn logs_can_be_switched_off_by_environment_alone() {
+    let logs = |value| {
+        let config = load("", &[("AGENT_GATEWAY_LOG_STDOUT", value)]).unwrap();
+        config.observability.log_stdout
+    };
+    assert!(!logs("false"));
+    assert!(logs("true"));
+}
+
+#[test]
+fn a_missing_file_is_refused_by_name() {
+    let error = Config::load(Path::new("/nonexistent/config.toml")).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "/nonexistent/config.toml can't be read: No such file or directory (os error 2)"
+    );
+}
+
+/// The keys of a section as serde knows them, out of its refusal of an unknown one.
+fn known_keys(section: &str) -> BTreeSet<String> {
+    let unknown = match section {
+        "" => "no_such_key = 1".to_owned(),
+        "tunnel.private" => "[[tunnel.private]]\nno_such_key = 1".to_owned(),
+        section => format!("[{section}]\nno_such_key = 1"),
+    };
+    let error = Figment::from(Toml::string(&unknown)).extract::<Config>();
+    match error.unwrap_err().kind {
+        Kind::UnknownField(_, known) => known.iter().map(ToString::to_string).collect(),
+        other => panic!("{section}: {other}"),
+    }
+}
+
+/// The example with all that it shows commented out put to work.
+fn whole_example() -> String {
+    let lines = EXAMPLE.lines().map(|line| match line.strip_prefix('#') {
+        Some(shown) if !shown.starts_with(' ') => shown,
+        _ => line,
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_example_names_every_key_and_no_other() {
+    let figment = Figment::from(Toml::string(&whole_example()));
+    let keys = |path: &str| -> BTreeSet<String> {
+        let value = match path {
+            "" => figment.extract::<figment::value::Dict>().unwrap().into(),
+            path => figment.find_value(path).unwrap(),
+        };
+        value.into_dict().unwrap().into_keys().collect()
+    };
+    assert_eq!(keys(""), known_keys(""));
+    for section in known_keys("") {
+        assert_eq!(keys(&section), known_keys(&section), "[{section}]");
+    }
+    let private = figment.find_value("tunnel.private").unwrap();
+    let entry = private.into_array().unwrap().remove(0);
+    let shown: BTreeSet<String> = entry.into_dict().unwrap().into_keys().collect();
+    assert_eq!(shown, known_keys("tunnel.private"));
+    load(&whole_example(), &[]).unwrap();
+}
+
+#[test]
+fn the_example_shows_the_defaults() {
+    let mut example = load(EXAMPLE, &[]).unwrap();
+    assert_eq!(
+        example.policy.database_url_env.take().as_deref(),
+        Some("AGENT_GATEWAY_DATABASE_URL")
+    );
+    let default = load("", &[]).unwrap();
+    assert_eq!(format!("{example:#?}"), format!("{default:#?}"));
+}

@@ -1,0 +1,106 @@
+//! What is wrong with a configuration, told without repeating what it says: that may be a secret.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use figment::error::Kind;
+
+use super::ENVIRONMENT;
+
+/// Why a configuration is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// No such file.
+    #[error("{} can't be read: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        source: std::io::Error,
+    },
+    /// Wrong type, unknown key, …
+    #[error("{0}")]
+    Invalid(String),
+    /// A key of the existing gateway whose job is Envoy's now.
+    #[error("[server] {0} has moved: Envoy listens for agents and terminates TLS")]
+    Moved(&'static str),
+    /// `database_url_env` names a variable that isn't set.
+    #[error("environment variable {0}, named by policy.database_url_env, is not set")]
+    NoSuchVariable(String),
+    /// Nowhere to read permissions from.
+    #[error("no database: neither policy.database_url nor policy.database_url_env is set")]
+    NoDatabase,
+    /// Anybody on the network could ask, or pose as the decision point's client.
+    #[error("{key} {address} is not a loopback address, and this listener has no mTLS")]
+    NotLoopback {
+        /// Which key.
+        key: &'static str,
+        /// What it says.
+        address: SocketAddr,
+    },
+    /// Zero, or so large that it bounds nothing.
+    #[error("{key} must be from 1 to {max}")]
+    OutOfRange {
+        /// Which key.
+        key: &'static str,
+        /// The largest value.
+        max: u64,
+    },
+}
+
+impl ConfigError {
+    /// What to do about it.
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Unreadable { .. } => "copy config.example.toml and point --config at the copy",
+            Self::Invalid(_) => "config.example.toml lists every key with its default",
+            Self::Moved(_) => {
+                "set the address and the certificate in envoy/envoy.yaml, and remove this key"
+            }
+            Self::NoSuchVariable(_) => "export it, as postgres://user:password@host/database",
+            Self::NoDatabase => {
+                "set policy.database_url_env to the name of a variable with the URL"
+            }
+            Self::NotLoopback { .. } => "listen on 127.0.0.1 or [::1], on Envoy's machine",
+            Self::OutOfRange { .. } => "config.example.toml shows the default",
+        }
+    }
+
+    /// Names each key that is at fault as the operator wrote it.
+    pub(super) fn invalid(file: &Path, error: figment::Error) -> Self {
+        let faults = error.into_iter().map(|fault| {
+            let from_environment = fault
+                .metadata
+                .as_ref()
+                .is_some_and(|source| source.name.contains(ENVIRONMENT));
+            let place = if from_environment {
+                format!("{ENVIRONMENT}{}", fault.path.join("__")).to_ascii_uppercase()
+            } else if fault.path.is_empty() {
+                file.display().to_string()
+            } else {
+                format!("{}: {}", file.display(), fault.path.join("."))
+            };
+            format!("{place}: {}", told(&fault.kind))
+        });
+        Self::Invalid(faults.collect::<Vec<_>>().join("; "))
+    }
+}
+
+fn told(kind: &Kind) -> String {
+    match kind {
+        Kind::UnknownField(_, known) => format!("unknown key, known are {}", known.join(", ")),
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) => {
+            format!("expected {expected}")
+        }
+        Kind::Message(text) => {
+            // The parser quotes the faulty line, behind a rule.
+            let is_quote = |line: &str| {
+                let number = |c: char| c.is_ascii_digit() || c == ' ';
+                line.trim_start_matches(number).starts_with('|')
+            };
+            let lines = text.lines().filter(|line| !is_quote(line));
+            lines.collect::<Vec<_>>().join(": ")
+        }
+        other => other.to_string(),
+    }
+}
