@@ -44,7 +44,8 @@ CREATE TABLE permission_registry (
     not_before                  timestamptz NOT NULL,
     not_after                   timestamptz NOT NULL,
     revoked_at                  timestamptz,
-    signature                   bytea       NOT NULL,
+    -- A DER signature has 72 bytes at most; far larger ones would be read at every decision.
+    signature                   bytea       NOT NULL CHECK (octet_length(signature) <= 256),
     created_at                  timestamptz NOT NULL DEFAULT now(),
     updated_at                  timestamptz NOT NULL DEFAULT now(),
     CHECK (isfinite(not_before) AND isfinite(not_after) AND not_before < not_after)
@@ -66,6 +67,8 @@ DECLARE
     role_name text;
 BEGIN
     FOREACH role_name IN ARRAY ARRAY['agent_gateway_reader', 'agent_gateway_writer'] LOOP
+        -- An owner without CREATEROLE can migrate where they exist.
+        CONTINUE WHEN EXISTS (SELECT FROM pg_roles WHERE rolname = role_name);
         BEGIN
             EXECUTE format('CREATE ROLE %I NOLOGIN', role_name);
         EXCEPTION WHEN duplicate_object OR unique_violation THEN

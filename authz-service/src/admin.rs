@@ -26,6 +26,7 @@ use tonic::Status;
 use crate::check::{Telling, now};
 use crate::connections::Connection;
 use crate::decision_point::DecisionPoint;
+use crate::freshness::{BootTime, Freshness};
 use crate::metrics::Metrics;
 
 /// Longest a readiness probe waits for the registry.
@@ -38,6 +39,7 @@ const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone)]
 pub struct Probes {
     point: Arc<DecisionPoint>,
+    freshness: Arc<Freshness>,
     metrics: Metrics,
     draining: Arc<AtomicBool>,
     /// Held while the registry is asked: probes leave the other connections to Checks.
@@ -46,9 +48,10 @@ pub struct Probes {
 
 impl Probes {
     /// Ready until [`Probes::drain`].
-    pub fn new(point: Arc<DecisionPoint>, metrics: Metrics) -> Self {
+    pub fn new(point: Arc<DecisionPoint>, freshness: Arc<Freshness>, metrics: Metrics) -> Self {
         Self {
             point,
+            freshness,
             metrics,
             draining: Arc::default(),
             probing: Arc::default(),
@@ -103,7 +106,9 @@ async fn ready(State(probes): State<Probes>) -> (StatusCode, &'static str) {
 
 async fn metrics(State(probes): State<Probes>) -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    ([(header::CONTENT_TYPE, kind)], probes.metrics.text())
+    let age = probes.freshness.confirmed();
+    let age = age.map(|confirmed| BootTime::now().since(confirmed));
+    ([(header::CONTENT_TYPE, kind)], probes.metrics.text(age))
 }
 
 /// Explains decisions that nobody asked for yet.

@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorization;
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
 use permission::{Reason, Timestamp};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tracing::{Instrument as _, Span, field};
@@ -18,7 +19,7 @@ use crate::decision_point::{DecisionPoint, Leave};
 use crate::metrics::Metrics;
 use crate::telemetry;
 
-pub(crate) use answer::Telling;
+pub(crate) use answer::{Telling, proxy_status};
 use asked::Asked;
 
 /// Answers Checks.
@@ -27,15 +28,24 @@ pub struct Checks {
     point: Arc<DecisionPoint>,
     metrics: Metrics,
     timeout: Duration,
+    places: Arc<Semaphore>,
 }
 
 impl Checks {
-    /// `timeout` clips a Check as a whole.
-    pub fn new(point: Arc<DecisionPoint>, metrics: Metrics, timeout: Duration) -> Self {
+    /// `timeout` clips a Check as a whole; at most `most` are in progress at a time, over all
+    /// connections.
+    pub fn new(
+        point: Arc<DecisionPoint>,
+        metrics: Metrics,
+        timeout: Duration,
+        most: usize,
+    ) -> Self {
+        let places = Arc::new(Semaphore::new(most));
         Self {
             point,
             metrics,
             timeout,
+            places,
         }
     }
 
@@ -57,6 +67,9 @@ impl Authorization for Checks {
         &self,
         request: Request<CheckRequest>,
     ) -> Result<Response<CheckResponse>, Status> {
+        let Ok(_place) = self.places.try_acquire() else {
+            return Err(Status::resource_exhausted("too many checks in progress"));
+        };
         let started = Instant::now();
         let (metadata, _, message) = request.into_parts();
         let attributes = message.attributes.unwrap_or_default();
@@ -77,11 +90,17 @@ impl Authorization for Checks {
             let decided = self
                 .decide(&attributes, &mut asked, now(), started + self.timeout)
                 .await;
+            // Looking up and resolving took time, and the permission may have ended meanwhile.
+            let answered = now();
+            let decided = match decided {
+                Ok(leave) if leave.ends_at <= answered => Err(Reason::PermissionExpired),
+                decided => decided,
+            };
             log(&decided, &asked);
             self.metrics
                 .checked(decided.as_ref().err().copied(), started.elapsed());
             Ok(Response::new(match &decided {
-                Ok(leave) => answer::allow(leave, &asked, now(), &id),
+                Ok(leave) => answer::allow(leave, &asked, answered, &id),
                 Err(reason) => answer::deny(*reason, &asked, &id),
             }))
         }

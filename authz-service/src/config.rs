@@ -18,7 +18,10 @@ use permission::{Destination, ExtensionOid};
 use serde::{Deserialize, Deserializer, de};
 
 use crate::addresses::PrivateRule;
+use crate::cache::CacheOptions;
+use crate::follow::FollowOptions;
 use crate::resolver::DnsOptions;
+use crate::tunnels::Limits;
 
 pub use error::ConfigError;
 
@@ -38,6 +41,8 @@ pub struct Config {
     pub admin: Admin,
     /// `[policy]`
     pub policy: Policy,
+    /// `[cache]`
+    pub cache: Cache,
     /// `[tunnel]`
     pub tunnel: Tunnel,
     /// `[dns]`
@@ -89,16 +94,44 @@ pub struct Policy {
     pub pool_acquire_timeout_ms: u64,
     /// Longest a registry query may run, in milliseconds.
     pub query_timeout_ms: u64,
+    /// How often the registry is asked for changes, in milliseconds, whether or not it notifies.
+    pub poll_interval_ms: u64,
+    /// A cached permission is used only if the registry confirmed this lately, in milliseconds,
+    /// that all changes are known; else it is asked, and if it doesn't answer, nothing is allowed.
+    pub max_staleness_ms: u64,
+}
+
+/// Permissions in memory.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Cache {
+    /// About how many bytes of permissions are kept.
+    pub max_bytes: u64,
+    /// Most requests remembered for which there is no permission; apart from the others.
+    pub max_unknown: u64,
+    /// Most registry lookups under way or waiting; further ones are refused at once (503).
+    pub max_lookups: usize,
+    /// A permission is read again after this, in milliseconds, even if no change was reported.
+    pub max_age_ms: u64,
 }
 
 /// What tunnels may reach.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tunnel {
     /// Envoy's own listeners (`ip:port`), which no tunnel may reach. This service's are known.
     pub gateway_listeners: Vec<SocketAddr>,
     /// Destinations that may resolve to addresses that are not public.
     pub private: Vec<Private>,
+    /// Most tunnels open at a time; further ones are refused (429).
+    pub max_tunnels: usize,
+    /// Most tunnels open at a time with one agent key; further ones are refused (429).
+    pub max_tunnels_per_key: usize,
+    /// How long tunnels live on while the registry confirms nothing, in milliseconds; then they
+    /// are cut.
+    pub max_unconfirmed_ms: u64,
+    /// How long tunnels live on when this service stops, in milliseconds; then they are cut.
+    pub drain_timeout_ms: u64,
 }
 
 /// `[[tunnel.private]]`: for one destination, never for all, or a granted name whose DNS an
@@ -174,6 +207,33 @@ impl Default for Policy {
             connect_timeout_ms: 5000,
             pool_acquire_timeout_ms: 1000,
             query_timeout_ms: 500,
+            poll_interval_ms: 200,
+            max_staleness_ms: 2000,
+        }
+    }
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self {
+            max_bytes: 64 * 1024 * 1024,
+            max_unknown: 10_000,
+            max_lookups: 256,
+            max_age_ms: 60_000,
+        }
+    }
+}
+
+/// Envoy's listener and admin interface as in `envoy/envoy.yaml`.
+impl Default for Tunnel {
+    fn default() -> Self {
+        Self {
+            gateway_listeners: vec![loopback(8443), loopback(9901)],
+            private: Vec::new(),
+            max_tunnels: 10_000,
+            max_tunnels_per_key: 256,
+            max_unconfirmed_ms: 30_000,
+            drain_timeout_ms: 5000,
         }
     }
 }
@@ -295,6 +355,44 @@ impl Config {
                 self.policy.query_timeout_ms,
                 MINUTE,
             ),
+            (
+                "policy.poll_interval_ms",
+                self.policy.poll_interval_ms,
+                MINUTE,
+            ),
+            (
+                "policy.max_staleness_ms",
+                self.policy.max_staleness_ms,
+                MINUTE,
+            ),
+            (
+                "tunnel.max_tunnels",
+                self.tunnel.max_tunnels as u64,
+                1_000_000,
+            ),
+            (
+                "tunnel.max_tunnels_per_key",
+                self.tunnel.max_tunnels_per_key as u64,
+                1_000_000,
+            ),
+            (
+                "tunnel.max_unconfirmed_ms",
+                self.tunnel.max_unconfirmed_ms,
+                10 * MINUTE,
+            ),
+            (
+                "tunnel.drain_timeout_ms",
+                self.tunnel.drain_timeout_ms,
+                60 * MINUTE,
+            ),
+            ("cache.max_bytes", self.cache.max_bytes, 1 << 40),
+            ("cache.max_unknown", self.cache.max_unknown, 10_000_000),
+            (
+                "cache.max_lookups",
+                self.cache.max_lookups as u64,
+                1_000_000,
+            ),
+            ("cache.max_age_ms", self.cache.max_age_ms, 60 * MINUTE),
             ("dns.timeout_ms", self.dns.timeout_ms, MINUTE),
             ("dns.cache_entries", self.dns.cache_entries, 10_000_000),
             ("dns.max_ttl_ms", self.dns.max_ttl_ms, 24 * 60 * MINUTE),
@@ -323,6 +421,39 @@ impl Config {
             acquire_timeout: Duration::from_millis(policy.pool_acquire_timeout_ms),
             query_timeout: Duration::from_millis(policy.query_timeout_ms),
         })
+    }
+
+    /// The cache as configured.
+    pub fn cache_options(&self) -> CacheOptions {
+        let policy = &self.policy;
+        CacheOptions {
+            max_bytes: self.cache.max_bytes,
+            max_unknown: self.cache.max_unknown,
+            max_lookups: self.cache.max_lookups,
+            max_age: Duration::from_millis(self.cache.max_age_ms),
+            max_staleness: Duration::from_millis(policy.max_staleness_ms),
+            lookup_timeout: Duration::from_millis(
+                policy.pool_acquire_timeout_ms + policy.query_timeout_ms,
+            ),
+        }
+    }
+
+    /// Bounds on tunnels.
+    pub fn tunnel_limits(&self) -> Limits {
+        Limits {
+            total: self.tunnel.max_tunnels,
+            per_key: self.tunnel.max_tunnels_per_key,
+            max_unconfirmed: Duration::from_millis(self.tunnel.max_unconfirmed_ms),
+            max_age: Duration::from_millis(self.cache.max_age_ms),
+        }
+    }
+
+    /// How the registry's changes are followed.
+    pub fn follow_options(&self) -> FollowOptions {
+        FollowOptions {
+            poll_interval: Duration::from_millis(self.policy.poll_interval_ms),
+            read_timeout: Duration::from_millis(self.policy.query_timeout_ms),
+        }
     }
 
     /// The URL to migrate with: `AGENT_GATEWAY_MIGRATE_DATABASE_URL` where it is set, for the

@@ -1,16 +1,19 @@
 //! Decides one request: the registry's facts, the rules of `permission`, then the address.
 
 use permission::{Decision, ExtensionOid, Reason, Request, Timestamp, decide};
-use registry::{LookupError, Reader};
+use registry::Reader;
 use tokio::time::{Instant, timeout_at};
 
 use crate::addresses::AddressPolicy;
+use crate::cache::Cache;
 use crate::resolver::{ResolveError, Resolver, Target};
 
 /// What a decision needs at hand.
 #[derive(Debug)]
 pub struct DecisionPoint {
-    /// Signed permissions.
+    /// Signed permissions, in memory while they are known to be current.
+    pub cache: Cache,
+    /// The same from the registry itself, for probes and explanations.
     pub registry: Reader,
     /// Names to addresses.
     pub resolver: Resolver,
@@ -41,13 +44,13 @@ impl DecisionPoint {
         now: Timestamp,
         deadline: Instant,
     ) -> Result<Leave, Reason> {
-        let facts = self
-            .registry
+        let entry = self
+            .cache
             .facts(request, deadline)
             .await
-            .inspect_err(|error: &LookupError| tracing::error!(%error, "no decision"))
+            .inspect_err(|error| tracing::error!(%error, "no decision"))
             .map_err(|_| Reason::RegistryUnavailable)?;
-        let permit = match decide(&facts, request, now) {
+        let permit = match decide(&entry.facts, request, now) {
             Decision::Allow(permit) => permit,
             Decision::Deny(reason) => return Err(reason),
         };

@@ -6,12 +6,16 @@
 
 pub mod addresses;
 pub mod admin;
+pub mod cache;
 pub mod check;
 pub mod cli;
 pub mod config;
 mod connections;
 pub mod decision_point;
+pub mod follow;
+pub mod freshness;
 pub mod metrics;
 pub mod resolver;
 pub mod serve;
 pub mod telemetry;
+pub mod tunnels;

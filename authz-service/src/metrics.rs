@@ -1,6 +1,7 @@
 //! Counters for operators, in Prometheus' text format.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use permission::Reason;
@@ -8,6 +9,7 @@ use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -18,12 +20,21 @@ struct Outcome {
     reason: &'static str,
 }
 
+/// Why a tunnel was cut: one of the tunnels' codes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Cut {
+    reason: &'static str,
+}
+
 /// Everything that is counted; clones share the counts.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Arc<Registry>,
     checks: Family<Outcome, Counter>,
     duration: Histogram,
+    confirmed_age: Gauge<f64, AtomicU64>,
+    open_tunnels: Gauge,
+    cut_tunnels: Family<Cut, Counter>,
 }
 
 impl Default for Metrics {
@@ -34,6 +45,7 @@ impl Default for Metrics {
         ];
         let checks = Family::<Outcome, Counter>::default();
         let duration = Histogram::new(buckets);
+        let confirmed_age = Gauge::<f64, AtomicU64>::default();
         let mut registry = Registry::with_prefix("agent_gateway");
         registry.register(
             "checks",
@@ -46,7 +58,20 @@ impl Default for Metrics {
             Unit::Seconds,
             duration.clone(),
         );
+        registry.register_with_unit(
+            "registry_confirmed_age",
+            "Time since the registry confirmed that all its changes are known; infinite before",
+            Unit::Seconds,
+            confirmed_age.clone(),
+        );
+        let open_tunnels = Gauge::default();
+        registry.register("open_tunnels", "Tunnels open now", open_tunnels.clone());
+        let cut_tunnels = Family::<Cut, Counter>::default();
+        registry.register("tunnels_cut", "Tunnels cut, by reason", cut_tunnels.clone());
         Self {
+            open_tunnels,
+            cut_tunnels,
+            confirmed_age,
             registry: Arc::new(registry),
             checks,
             duration,
@@ -71,8 +96,24 @@ impl Metrics {
         self.duration.observe(took.as_secs_f64());
     }
 
-    /// All of it, as `/metrics` answers.
-    pub fn text(&self) -> String {
+    /// Counts a tunnel that opens.
+    pub fn tunnel_opened(&self) {
+        self.open_tunnels.inc();
+    }
+
+    /// Counts a tunnel that ended: cut for this reason, or by itself.
+    pub fn tunnel_closed(&self, cut: Option<&'static str>) {
+        self.open_tunnels.dec();
+        if let Some(reason) = cut {
+            self.cut_tunnels.get_or_create(&Cut { reason }).inc();
+        }
+    }
+
+    /// All of it, as `/metrics` answers; `confirmed_age` is how old the registry's last
+    /// confirmation is.
+    pub fn text(&self, confirmed_age: Option<Duration>) -> String {
+        let age = confirmed_age.map_or(f64::INFINITY, |age| age.as_secs_f64());
+        self.confirmed_age.set(age);
         let mut text = String::new();
         match encode(&mut text, &self.registry) {
             Ok(()) => text,

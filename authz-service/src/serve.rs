@@ -5,26 +5,33 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::AuthorizationServer;
+use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
 use proto::admin::v1::debug_server::DebugServer;
-use registry::{OpenError, Reader};
+use registry::{Feed, OpenError, Reader};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tonic_health::pb::health_server::{Health, HealthServer};
+use tonic_health::server::HealthReporter;
 
 use crate::addresses::{AddressPolicy, is_this_machine};
 use crate::admin::{Explainer, Probes};
+use crate::cache::Cache;
 use crate::check::Checks;
 use crate::config::{Config, ConfigError};
 use crate::connections;
 use crate::decision_point::DecisionPoint;
+use crate::follow::{follow, listen};
+use crate::freshness::Freshness;
 use crate::metrics::Metrics;
 use crate::resolver::{Resolver, ResolverConfigError};
 use crate::telemetry::TelemetryError;
+use crate::tunnels::Tunnels;
 
 /// Largest message taken, in bytes; a Check of a CONNECT is a certificate and a few headers.
 const MAX_MESSAGE: usize = 256 * 1024;
@@ -88,58 +95,103 @@ pub fn prepare(config: &Config) -> Result<(Resolver, AddressPolicy), ServeError>
 
 /// Serves until SIGTERM or SIGINT, then finishes what was begun.
 pub async fn run(config: &Config) -> Result<(), ServeError> {
-    let (resolver, addresses) = prepare(config)?;
-    let options = config.registry()?;
-    let registry = Reader::open(&options).await?;
-    if registry
-        .can_write(Instant::now() + options.query_timeout)
-        .await
-        == Some(true)
-    {
-        tracing::warn!(
-            "the database role could change permissions; one that is only a member of \
-             agent_gateway_reader is enough"
-        );
-    }
-    let oid = config.policy.client_ext_oid.clone();
-    let point = Arc::new(DecisionPoint {
-        registry,
-        resolver,
-        addresses,
-        oid,
-    });
-    let metrics = Metrics::default();
-    let probes = Probes::new(Arc::clone(&point), metrics.clone());
-    let check_timeout = Duration::from_millis(config.server.check_timeout_ms);
-    let checks = Checks::new(Arc::clone(&point), metrics, check_timeout);
-
-    let grpc = bind("server.grpc_addr", config.server.grpc_addr).await?;
-    let admin_grpc = bind("admin.grpc_addr", config.admin.grpc_addr).await?;
-    let admin_http = bind("admin.http_addr", config.admin.http_addr).await?;
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
     );
+    let mut running = start(config).await?;
+    let failed = tokio::select! {
+        _ = terminate.recv() => None,
+        _ = interrupt.recv() => None,
+        ended = &mut running.envoy => Some(ended),
+        ended = &mut running.admin => Some(ended),
+    };
+    running.stop(config).await;
+    match failed {
+        Some(Ok(ended)) => Ok(ended?),
+        Some(Err(panicked)) => Err(std::io::Error::other(panicked).into()),
+        None => Ok(()),
+    }
+}
+
+type Listener = JoinHandle<Result<(), tonic::transport::Error>>;
+
+/// What runs, and how to end it.
+struct Running {
+    envoy: Listener,
+    admin: Listener,
+    probes: Probes,
+    health: HealthReporter,
+    /// Ends the listeners, when what was begun on them has ended.
+    stop: CancellationToken,
+    /// Cuts the open tunnels.
+    cut: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Running {
+    async fn stop(self, config: &Config) {
+        tracing::info!("stopping");
+        self.probes.drain();
+        self.health
+            .set_not_serving::<AuthorizationServer<Checks>>()
+            .await;
+        self.stop.cancel();
+        self.tasks.close();
+        // Open tunnels hold their connection's end back: first they may end by themselves, then
+        // they are cut.
+        let drain = Duration::from_millis(config.tunnel.drain_timeout_ms);
+        let _ = timeout(drain, self.tasks.wait()).await;
+        self.cut.cancel();
+        let drain = Duration::from_millis(config.server.shutdown_timeout_ms);
+        if timeout(drain, self.tasks.wait()).await.is_err() {
+            tracing::warn!("Checks were still in progress at the end");
+        }
+    }
+}
+
+/// Opens the registry and the listeners.
+async fn start(config: &Config) -> Result<Running, ServeError> {
+    let options = config.registry()?;
+    let freshness = Arc::new(Freshness::default());
+    let point = Arc::new(decision_point(config, &options, &freshness).await?);
+    let feed = Feed::new(&options.url)?;
+    let metrics = Metrics::default();
+    let probes = Probes::new(Arc::clone(&point), Arc::clone(&freshness), metrics.clone());
+    let check_timeout = Duration::from_millis(config.server.check_timeout_ms);
+    let most = config.server.max_concurrent_checks;
+    let checks = Checks::new(Arc::clone(&point), metrics.clone(), check_timeout, most);
+
+    let grpc = bind("server.grpc_addr", config.server.grpc_addr).await?;
+    let admin_grpc = bind("admin.grpc_addr", config.admin.grpc_addr).await?;
+    let admin_http = bind("admin.http_addr", config.admin.http_addr).await?;
     if !config.admin.http_addr.ip().is_loopback() {
         tracing::warn!(address = %config.admin.http_addr, "metrics are open to the network");
     }
 
-    let stop = CancellationToken::new();
+    let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let tasks = TaskTracker::new();
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<AuthorizationServer<Checks>>().await;
-    let calls = envoy_calls(config, checks.clone(), health_service.clone());
+    let cache = point.cache.clone();
+    let limits = config.tunnel_limits();
+    let tunnels = Tunnels::new(cache, Arc::clone(&freshness), limits, metrics, cut.clone());
+    let calls = envoy_calls(config, checks.clone(), tunnels, health_service.clone());
     let incoming = connections::accept(grpc, MAX_ENVOY_CONNECTIONS);
     let stopped = stop.clone().cancelled_owned();
-    let mut envoy = tasks.spawn(calls.serve_with_incoming_shutdown(incoming, stopped));
+    let envoy = tasks.spawn(calls.serve_with_incoming_shutdown(incoming, stopped));
 
     let explainer = Explainer::new(point, check_timeout);
     let calls = admin_calls(check_timeout, checks, explainer, health_service)?;
     let incoming = connections::accept(admin_grpc, MAX_ADMIN_CONNECTIONS);
     let stopped = stop.clone().cancelled_owned();
-    let mut admin = tasks.spawn(calls.serve_with_incoming_shutdown(incoming, stopped));
+    let admin = tasks.spawn(calls.serve_with_incoming_shutdown(incoming, stopped));
 
-    // Ends with the program: whoever probes meanwhile is told that it is stopping.
+    // These end with the program: Checks in progress at the end still rest on current facts, and
+    // whoever probes meanwhile is told that it is stopping.
+    let following = follow(feed, Arc::clone(&freshness), config.follow_options());
+    tokio::spawn(following);
+    tokio::spawn(listen(options.url, freshness));
     let incoming = connections::accept(admin_http, MAX_HTTP_CONNECTIONS);
     tokio::spawn(probes.clone().serve(incoming));
     tracing::info!(
@@ -148,29 +200,40 @@ pub async fn run(config: &Config) -> Result<(), ServeError> {
         admin_http = %config.admin.http_addr,
         "serving"
     );
+    Ok(Running {
+        envoy,
+        admin,
+        probes,
+        health,
+        stop,
+        cut,
+        tasks,
+    })
+}
 
-    let failed = tokio::select! {
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
-        ended = &mut envoy => Some(ended),
-        ended = &mut admin => Some(ended),
-    };
-    tracing::info!("stopping");
-    probes.drain();
-    health
-        .set_not_serving::<AuthorizationServer<Checks>>()
-        .await;
-    stop.cancel();
-    tasks.close();
-    let drain = Duration::from_millis(config.server.shutdown_timeout_ms);
-    if timeout(drain, tasks.wait()).await.is_err() {
-        tracing::warn!("Checks were still in progress at the end");
+/// What decides; the registry is opened for it.
+async fn decision_point(
+    config: &Config,
+    options: &registry::Options,
+    freshness: &Arc<Freshness>,
+) -> Result<DecisionPoint, ServeError> {
+    let (resolver, addresses) = prepare(config)?;
+    let registry = Reader::open(options).await?;
+    let deadline = Instant::now() + options.query_timeout;
+    if registry.can_write(deadline).await == Some(true) {
+        tracing::warn!(
+            "the database role could change permissions; one that is only a member of \
+             agent_gateway_reader is enough"
+        );
     }
-    match failed {
-        Some(Ok(ended)) => Ok(ended?),
-        Some(Err(panicked)) => Err(std::io::Error::other(panicked).into()),
-        None => Ok(()),
-    }
+    let freshness = Arc::clone(freshness);
+    Ok(DecisionPoint {
+        cache: Cache::new(registry.clone(), freshness, config.cache_options()),
+        registry,
+        resolver,
+        addresses,
+        oid: config.policy.client_ext_oid.clone(),
+    })
 }
 
 async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
@@ -183,12 +246,22 @@ async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, Ser
         })
 }
 
-/// What Envoy may call: decisions and health, nothing else.
-fn envoy_calls(config: &Config, checks: Checks, health: HealthServer<impl Health>) -> Router {
+/// What Envoy may call: decisions, open tunnels and health, nothing else.
+fn envoy_calls(
+    config: &Config,
+    checks: Checks,
+    tunnels: Tunnels,
+    health: HealthServer<impl Health>,
+) -> Router {
     let most = config.server.max_concurrent_checks;
     let check_timeout = Duration::from_millis(config.server.check_timeout_ms);
+    // Each open tunnel is a stream for as long as it lives.
+    let most_streams = u32::try_from(2 * most + config.tunnel.max_tunnels).unwrap_or(u32::MAX);
+    let tunnels = ExternalProcessorServer::new(tunnels).max_decoding_message_size(MAX_MESSAGE);
     bounded(most, check_timeout)
+        .max_concurrent_streams(most_streams)
         .add_service(authorization(checks))
+        .add_service(tunnels)
         .add_service(health)
 }
 

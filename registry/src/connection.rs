@@ -88,18 +88,15 @@ impl Reader {
             })
             .connect_lazy_with(connect.clone());
 
-        let first = timeout(
-            options.connect_timeout,
-            PgConnection::connect_with(&connect),
-        );
-        let mut first = first
-            .await
-            .map_err(|_| OpenError::TimedOut(options.connect_timeout))?
-            .map_err(OpenError::Unreachable)?;
-        schema::check(&mut first).await?;
-        if let Err(error) = first.close().await {
-            tracing::debug!(%error, "start-up connection closed untidily");
-        }
+        timeout(options.connect_timeout, async {
+            let mut first = PgConnection::connect_with(&connect)
+                .await
+                .map_err(OpenError::Unreachable)?;
+            schema::check(&mut first).await?;
+            first.close().await.map_err(OpenError::Unreachable)
+        })
+        .await
+        .map_err(|_| OpenError::TimedOut(options.connect_timeout))??;
 
         Ok(Self {
             pool,
@@ -122,7 +119,9 @@ impl Reader {
     pub async fn can_write(&self, deadline: Instant) -> Option<bool> {
         self.run(deadline, |connection| {
             let query = sqlx::query_scalar::<_, bool>(
-                "SELECT has_table_privilege('permission_registry', 'INSERT, UPDATE, DELETE')",
+                "SELECT bool_or(has_table_privilege(name, 'INSERT, UPDATE, DELETE')) FROM unnest(
+                     ARRAY['permission_registry', 'principal_signing_keys',
+                           'principal_key_permissions']) AS name",
             );
             query.fetch_one(connection).boxed()
         })

@@ -103,7 +103,7 @@ struct FeedRow {
 
 /// `xid8` has no binary form that sqlx knows, so it travels as text.
 const SELECT_CHANGES: &str = "
-SELECT s.*, c.seq, c.xid::text AS xid, c.subject_identity, c.destination,
+SELECT s.xmin, s.system, s.timeline, s.pruned, s.last_is_there, c.seq, c.xid::text AS xid, c.subject_identity, c.destination,
        c.subject_public_key_spki_der, c.signing_key_id
 FROM (
     SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS xmin,
@@ -114,7 +114,8 @@ FROM (
                AS last_is_there
 ) s
 LEFT JOIN LATERAL (
-    SELECT * FROM registry_changes
+    SELECT seq, xid, subject_identity, destination, subject_public_key_spki_der, signing_key_id
+    FROM registry_changes
     WHERE xid >= $1::text::xid8 AND NOT (xid = ANY ($2::text[]::xid8[]))
     ORDER BY seq
     LIMIT $5

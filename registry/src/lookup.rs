@@ -48,7 +48,8 @@ struct CandidateRow {
     scope_revoked: Vec<bool>,
 }
 
-/// At most 16 permissions, the ones most likely to allow first, and 16 scopes of each one's key.
+/// At most 16 permissions, the ones most likely to allow first, and of each one's key at most 16
+/// scopes that cover it: any number of others could come before the one that counts.
 const SELECT_CANDIDATES: &str = "
 SELECT p.permission_id, p.signing_key_id, p.subject_identity, p.subject_public_key_spki_der,
        p.destination,
@@ -65,7 +66,9 @@ SELECT p.permission_id, p.signing_key_id, p.subject_identity, p.subject_public_k
        coalesce(s.not_after, '{}') AS scope_not_after,
        coalesce(s.revoked, '{}') AS scope_revoked
 FROM (
-    SELECT * FROM permission_registry
+    SELECT permission_id, signing_key_id, subject_identity, subject_public_key_spki_der,
+           destination, not_before, not_after, revoked_at, signature
+    FROM permission_registry
     WHERE subject_identity = $1 AND destination = $2 AND subject_public_key_spki_der = $3
     ORDER BY (revoked_at IS NULL) DESC, not_after DESC
     LIMIT 16
@@ -78,6 +81,7 @@ LEFT JOIN LATERAL (
     FROM (
         SELECT not_before, not_after, revoked_at FROM principal_key_permissions
         WHERE signing_key_id = p.signing_key_id AND destination = p.destination
+          AND not_before <= p.not_before AND not_after >= p.not_after
         ORDER BY (revoked_at IS NULL) DESC, not_after DESC
         LIMIT 16
     ) c

@@ -1,6 +1,10 @@
 //! The schema's version, and the migrations that bring a database to it.
 
+use std::time::Duration;
+
 use sqlx::{Connection as _, Executor as _, PgConnection};
+
+use tokio::time::timeout;
 
 use crate::connection::{OpenError, connect_options};
 
@@ -23,6 +27,11 @@ const MIGRATIONS: [(&str, &str); 2] = [
     reason = "a handful"
 )]
 pub const SCHEMA_VERSION: i32 = MIGRATIONS.len() as i32;
+
+/// Longest wait for the database to answer.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for a lock.
+const LOCK_TIMEOUT: &str = "60s";
 
 /// Two migrations at a time would trip over each other; the number is arbitrary and ours.
 const MIGRATION_LOCK: i64 = 0x6167_6774_6d69_6772;
@@ -75,9 +84,17 @@ pub enum MigrateError {
 
 /// Applies the migrations that are missing and names them. Needs a role that may create tables.
 pub async fn migrate(url: &str) -> Result<Vec<&'static str>, MigrateError> {
-    let mut connection = PgConnection::connect_with(&connect_options(url)?)
-        .await
+    let options = connect_options(url)?;
+    let connecting = timeout(CONNECT_TIMEOUT, PgConnection::connect_with(&options)).await;
+    let mut connection = connecting
+        .map_err(|_| OpenError::TimedOut(CONNECT_TIMEOUT))?
         .map_err(OpenError::Unreachable)?;
+    // A table that somebody holds, or another migration: not waited for without end.
+    let limit = format!("SET lock_timeout = '{LOCK_TIMEOUT}'");
+    connection
+        .execute(sqlx::AssertSqlSafe(limit))
+        .await
+        .map_err(SchemaError::Unreadable)?;
     let locked = sqlx::query("SELECT pg_advisory_lock($1)").bind(MIGRATION_LOCK);
     locked
         .execute(&mut connection)

@@ -245,7 +245,7 @@ impl Writer {
                     (extract(epoch FROM not_after) * 1000000)::int8
              FROM principal_key_permissions
              WHERE signing_key_id = $1 AND destination = $2 AND revoked_at IS NULL
-             ORDER BY not_after DESC LIMIT 16",
+             ORDER BY not_after DESC LIMIT 1000",
         )
         .bind(key_id.as_str())
         .bind(destination.to_string())

@@ -47,6 +47,10 @@ pub enum Command {
     /// Make (or find) the agent's key in the TPM, and the certificate that carries it
     Init(InitArgs),
     /// Run the local proxy until SIGINT or SIGTERM
+    ///
+    /// Known limit: Envoy 1.40 ends a tunnel with a reset when its destination ends first. What
+    /// does not fit into 512 KiB that the client has yet to read can then be lost; the client sees
+    /// a reset connection, never a complete answer.
     Run(RunArgs),
     /// Run a command whose HTTP clients use the running sidecar
     ///
@@ -108,7 +112,7 @@ pub struct RunArgs {
     #[arg(long, env = "AGENT_GATEWAY_MAX_TUNNELS", default_value_t = 1024,
           value_parser = clap::value_parser!(u16).range(1..))]
     pub max_tunnels: u16,
-    /// Seconds in which a tunnel must be open; else the answer is 504
+    /// Seconds in which a tunnel must be open; else the answer is 503
     #[arg(long, env = "AGENT_GATEWAY_OPEN_TIMEOUT", default_value = "15", value_parser = seconds)]
     pub open_timeout: Duration,
 }

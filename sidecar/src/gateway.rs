@@ -10,10 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use h2::{Reason, RecvStream};
+use h2::{Reason, RecvStream, SendStream};
 use http::uri::Authority;
-use http::{HeaderMap, Method, Request, StatusCode, Uri};
-use tokio::time::{Instant, timeout_at};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
+use tokio::time::{Instant, timeout, timeout_at};
 
 pub use self::address::{GatewayAddress, ParseGatewayAddressError};
 use self::connection::Slot;
@@ -24,6 +24,9 @@ pub(crate) use self::tunnel::{Cut, Downstream, Upstream};
 
 /// Most bytes of a refusal's body that are handed on.
 const MAX_REFUSAL_BYTES: usize = 64 * 1024;
+
+/// How long a refusal's body may take, once its head is there.
+const REFUSAL_BODY_WAIT: Duration = Duration::from_secs(1);
 
 /// How long a tunnel waits for a connection. Longer than one attempt to connect takes, so that
 /// the cause of a failure is known.
@@ -42,7 +45,7 @@ pub struct Gateway {
 /// The gateway's answer to a CONNECT.
 #[derive(Debug)]
 pub enum Answer {
-    /// 2xx: bytes flow.
+    /// 2xx: bytes flow. The headers as received.
     Open(Tunnel, HeaderMap),
     /// Any other status.
     Refuse(Refusal),
@@ -55,7 +58,7 @@ pub struct Refusal {
     pub status: StatusCode,
     /// As received.
     pub headers: HeaderMap,
-    /// The first 64 KiB of what was received.
+    /// The first 64 KiB of what came within a second.
     pub body: Bytes,
 }
 
@@ -102,13 +105,13 @@ impl Gateway {
         let deadline = Instant::now() + self.open_timeout;
         for _ in 0..ATTEMPTS {
             let wait_until = deadline.min(Instant::now() + CONNECTION_WAIT);
-            let slot = timeout_at(wait_until, self.pool.slot())
+            let mut slot = timeout_at(wait_until, self.pool.slot())
                 .await
                 .unwrap_or_else(|_| Err(Arc::new(ConnectError::TimedOut)))?;
             let connection = slot.connection();
-            match timeout_at(deadline, connect(slot, authority, headers)).await {
+            match timeout_at(deadline, ask(&mut slot, authority, headers)).await {
                 Err(_) => return Err(OpenError::TimedOut(self.open_timeout)),
-                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Ok((response, send))) => return Ok(answer(response, send, slot).await),
                 Ok(Err(error)) => match error.reason().filter(|_| error.is_reset()) {
                     // "Not processed", RFC 9113, section 8.7.
                     Some(Reason::REFUSED_STREAM) => {}
@@ -124,31 +127,41 @@ impl Gateway {
     }
 }
 
-async fn connect(
-    mut slot: Slot,
+/// Sends the request, and waits for the head of the answer.
+async fn ask(
+    slot: &mut Slot,
     authority: &Authority,
     headers: &HeaderMap,
-) -> Result<Answer, h2::Error> {
+) -> Result<(Response<RecvStream>, SendStream<Bytes>), h2::Error> {
     let mut request = Request::new(());
     *request.method_mut() = Method::CONNECT;
     *request.uri_mut() = Uri::from(authority.clone());
     *request.headers_mut() = headers.clone();
-    let (answer, send) = slot.send(request).await?;
-    let (head, mut receive) = answer.await?.into_parts();
-    if head.status.is_success() {
-        return Ok(Answer::Open(Tunnel::new(send, receive, slot), head.headers));
-    }
-    let body = refusal_body(&mut receive).await;
-    Ok(Answer::Refuse(Refusal {
-        status: head.status,
-        headers: head.headers,
-        body,
-    }))
+    let (response, send) = slot.send(request).await?;
+    Ok((response.await?, send))
 }
 
-/// What comes of the body, up to the limit; a body that breaks off is still worth showing.
-async fn refusal_body(receive: &mut RecvStream) -> Bytes {
+async fn answer(response: Response<RecvStream>, send: SendStream<Bytes>, slot: Slot) -> Answer {
+    let (head, mut receive) = response.into_parts();
+    if head.status.is_success() {
+        return Answer::Open(Tunnel::new(send, receive, slot), head.headers);
+    }
     let mut body = BytesMut::new();
+    // A body that stalls or breaks off is still worth showing, and the status all the more.
+    let _ = timeout(
+        REFUSAL_BODY_WAIT,
+        read_refusal_body(&mut receive, &mut body),
+    )
+    .await;
+    Answer::Refuse(Refusal {
+        status: head.status,
+        headers: head.headers,
+        body: body.freeze(),
+    })
+}
+
+/// Reads up to the body's end or the limit.
+async fn read_refusal_body(receive: &mut RecvStream, body: &mut BytesMut) {
     while let Some(Ok(data)) = receive.data().await {
         let room = MAX_REFUSAL_BYTES - body.len();
         body.extend_from_slice(data.get(..room).unwrap_or(&data));
@@ -158,5 +171,4 @@ async fn refusal_body(receive: &mut RecvStream) -> Bytes {
         // Fails only if more is released than was received.
         let _ = receive.flow_control().release_capacity(data.len());
     }
-    body.freeze()
 }

@@ -5,9 +5,13 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::process::Process;
 use crate::{binary, port, scratch};
@@ -89,6 +93,33 @@ impl Authz {
         self.files.admin_http
     }
 
+    /// Waits until the service knows every change that was committed before this call. Returns
+    /// all the same when the service or its database is away: then there is nothing to wait for.
+    pub async fn settle(&self) {
+        let (called, patience) = (Instant::now(), Duration::from_secs(3));
+        while called.elapsed() < patience {
+            match self.confirmed_age().await {
+                Ok(age) if age < called.elapsed() => return,
+                Ok(_) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Err(_) => return,
+            }
+        }
+    }
+
+    /// How long ago the registry confirmed that all changes are known.
+    async fn confirmed_age(&self) -> Result<Duration> {
+        let mut stream = TcpStream::connect(self.admin_http_addr()).await?;
+        stream
+            .write_all(b"GET /metrics HTTP/1.1\r\nhost: test\r\n\r\n")
+            .await?;
+        let mut answer = String::new();
+        timeout(Duration::from_secs(1), stream.read_to_string(&mut answer)).await??;
+        let name = "agent_gateway_registry_confirmed_age_seconds ";
+        let age = answer.lines().find_map(|line| line.strip_prefix(name));
+        let age: f64 = age.context("metric")?.parse()?;
+        Ok(Duration::try_from_secs_f64(age).unwrap_or(Duration::MAX))
+    }
+
     /// Stops the service by SIGTERM and says how it ended.
     pub fn stop(&mut self) -> Result<std::process::ExitStatus> {
         self.process.terminate()
@@ -101,6 +132,12 @@ impl Authz {
         Ok(())
     }
 
+    /// As [`Authz::start_again`], with other options: for what depends on the ports.
+    pub fn start_again_with(&mut self, options: &AuthzOptions) -> Result<()> {
+        self.files.configure(options)?;
+        self.start_again()
+    }
+
     /// The process, to be paused, killed or read the log of.
     pub fn process(&mut self) -> &mut Process {
         &mut self.process
@@ -111,19 +148,32 @@ impl Files {
     fn write(options: &AuthzOptions) -> Result<Files> {
         let first = port::free_ports(3)?;
         let at = |offset: u16| SocketAddr::from((Ipv4Addr::LOCALHOST, first + offset));
-        let folder = scratch::folder("authz")?;
-        let (grpc, admin_grpc, admin_http) = (at(0), at(1), at(2));
-        let hosts = folder.path().join("hosts");
+        let mut files = Files {
+            folder: scratch::folder("authz")?,
+            grpc: at(0),
+            admin_grpc: at(1),
+            admin_http: at(2),
+            environment: Vec::new(),
+        };
+        files.configure(options)?;
+        Ok(files)
+    }
+
+    fn configure(&mut self, options: &AuthzOptions) -> Result<()> {
+        let hosts = self.folder.path().join("hosts");
         fs::write(&hosts, &options.hosts)?;
-        let resolv_conf = folder.path().join("resolv.conf");
+        let resolv_conf = self.folder.path().join("resolv.conf");
         // A name server that refuses at once, where the test has none of its own.
         fs::write(&resolv_conf, "nameserver 127.0.0.1\n")?;
         let mut config = format!(
-            "[server]\ngrpc_addr = \"{grpc}\"\n\
-             [admin]\ngrpc_addr = \"{admin_grpc}\"\nhttp_addr = \"{admin_http}\"\n\
+            "[server]\ngrpc_addr = \"{}\"\n\
+             [admin]\ngrpc_addr = \"{}\"\nhttp_addr = \"{}\"\n\
              [policy]\ndatabase_url_env = \"{DATABASE_URL}\"\n\
              [dns]\nhosts_file = '{}'\nresolv_conf = '{}'\nnameservers = {:?}\n\
              [tunnel]\ngateway_listeners = {:?}\n",
+            self.grpc,
+            self.admin_grpc,
+            self.admin_http,
             hosts.display(),
             resolv_conf.display(),
             texts(&options.nameservers),
@@ -135,16 +185,14 @@ impl Files {
                 "[[tunnel.private]]\ndestination = {destination:?}\ncidrs = {cidrs:?}\n"
             )?;
         }
-        fs::write(folder.path().join("config.toml"), config)?;
-        let mut environment = options.environment.clone();
-        environment.push((DATABASE_URL.to_owned(), options.database_url.clone()));
-        Ok(Files {
-            folder,
-            grpc,
-            admin_grpc,
-            admin_http,
-            environment,
-        })
+        fs::write(self.config(), config)?;
+        // Tests wait for the service to know what they changed; not for long.
+        let poll = ("AGENT_GATEWAY__POLICY__POLL_INTERVAL_MS", "20");
+        self.environment = vec![(poll.0.to_owned(), poll.1.to_owned())];
+        self.environment.extend(options.environment.iter().cloned());
+        let database = (DATABASE_URL.to_owned(), options.database_url.clone());
+        self.environment.push(database);
+        Ok(())
     }
 
     fn run(&self) -> Result<Process> {

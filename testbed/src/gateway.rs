@@ -67,8 +67,9 @@ impl Gateway {
         self.principal.scope(&self.database, destination, &times)
     }
 
-    /// Asks for a tunnel on a new connection.
+    /// Asks for a tunnel on a new connection, once the service knows of all that was changed.
     pub async fn connect(&self, agent: &ClientCertificate, authority: &str) -> Result<Answer> {
+        self.authz.settle().await;
         let client = TunnelClient::connect(self.envoy.addr(), &self.pki, agent).await?;
         client.open(authority).await
     }

@@ -183,7 +183,8 @@ impl Principal {
         database.execute(&self.insertion(grant, signature))
     }
 
-    fn insertion(&self, grant: &Grant, signature: &[u8]) -> String {
+    /// The statement that inserts a permission.
+    pub fn insertion(&self, grant: &Grant, signature: &[u8]) -> String {
         format!(
             "INSERT INTO permission_registry
                  (permission_id, signing_key_id, subject_identity, subject_public_key_spki_der,

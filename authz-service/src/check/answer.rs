@@ -64,14 +64,9 @@ pub(super) fn deny(reason: Reason, asked: &Asked, id: &str) -> CheckResponse {
     let mut headers = vec![
         header("content-type", "application/json"),
         header(DECISION_ID, id),
-        // RFC 9209; the details are a quoted string of ours, so plain ASCII.
         header(
             "proxy-status",
-            &format!(
-                "agent-gateway; error={}; details=\"{}\"",
-                telling.proxy_error,
-                reason.code()
-            ),
+            &proxy_status(telling.proxy_error, reason.code()),
         ),
     ];
     if telling.status == 405 {
@@ -94,17 +89,22 @@ pub(super) fn deny(reason: Reason, asked: &Asked, id: &str) -> CheckResponse {
     }
 }
 
+/// RFC 9209; the details are a quoted string of ours, so plain ASCII.
+pub(crate) fn proxy_status(error: &str, code: &str) -> String {
+    format!("agent-gateway; error={error}; details=\"{code}\"")
+}
+
 /// How a deny is told.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Telling {
     /// HTTP status.
     pub(crate) status: i32,
     /// What happened, in a few words.
-    error: &'static str,
+    pub(crate) error: &'static str,
     /// What the agent, or its principal, can do about it.
     pub(crate) hint: &'static str,
     /// RFC 9209, section 2.3: the proxy error type.
-    proxy_error: &'static str,
+    pub(crate) proxy_error: &'static str,
 }
 
 impl Telling {

@@ -57,7 +57,18 @@ fn defaults_are_those_of_the_documentation() {
     assert_eq!(config.policy.connect_timeout_ms, 5000);
     assert_eq!(config.policy.pool_acquire_timeout_ms, 1000);
     assert_eq!(config.policy.query_timeout_ms, 500);
-    assert_eq!(config.tunnel.gateway_listeners, []);
+    let listeners = ["127.0.0.1:8443", "127.0.0.1:9901"].map(|text| text.parse().unwrap());
+    assert_eq!(config.tunnel.gateway_listeners, listeners);
+    assert_eq!(config.tunnel.max_tunnels, 10_000);
+    assert_eq!(config.tunnel.max_tunnels_per_key, 256);
+    assert_eq!(config.tunnel.max_unconfirmed_ms, 30_000);
+    assert_eq!(config.tunnel.drain_timeout_ms, 5000);
+    assert_eq!(config.policy.poll_interval_ms, 200);
+    assert_eq!(config.policy.max_staleness_ms, 2000);
+    assert_eq!(config.cache.max_bytes, 64 * 1024 * 1024);
+    assert_eq!(config.cache.max_unknown, 10_000);
+    assert_eq!(config.cache.max_lookups, 256);
+    assert_eq!(config.cache.max_age_ms, 60_000);
     assert!(config.private_rules().is_empty());
     assert_eq!(config.dns.hosts_file, None);
     assert_eq!(config.dns.resolv_conf, None);
@@ -111,7 +122,8 @@ fn lists_can_stand_in_the_environment() {
 
 #[test]
 fn unknown_sections_and_keys_are_refused_by_name() {
-    let sections = "unknown key, known are server, admin, policy, tunnel, dns, observability";
+    let sections =
+        "unknown key, known are server, admin, policy, cache, tunnel, dns, observability";
     for (file, expected) in [
         (
             "[sevrer]\ngrpc_addr = 1",

@@ -54,6 +54,7 @@ async fn a_name_cannot_break_or_disguise_a_line() {
     let answer = client.check(request.clone()).await.unwrap().into_inner();
     assert_eq!(verdict(&answer), (403, "no_permission"));
     scene.principal.grant(&scene.database, &grant).unwrap();
+    scene.authz.settle().await;
     let answer = client.check(request).await.unwrap().into_inner();
     assert_eq!(verdict(&answer), (200, "allowed"));
 

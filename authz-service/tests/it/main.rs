@@ -97,6 +97,7 @@ impl Scene {
 
     /// A client of Envoy's listener, on a connection of its own.
     async fn client(&self) -> AuthorizationClient<Channel> {
+        self.authz.settle().await;
         AuthorizationClient::new(channel(self.authz.grpc_addr()).await)
     }
 
@@ -111,6 +112,7 @@ impl Scene {
 
     /// The agent asks for [`DESTINATION`], on a connection of its own.
     async fn check(&self) -> CheckResponse {
+        self.authz.settle().await;
         let mut client = self.client().await;
         client.check(self.request()).await.unwrap().into_inner()
     }

@@ -176,6 +176,8 @@ async fn no_secret_is_traced_or_logged_however_much_is() {
     let environment = [
         ("AGENT_GATEWAY__OBSERVABILITY__OTLP_ENDPOINT", &*endpoint),
         ("AGENT_GATEWAY__OBSERVABILITY__LOG_LEVEL", "trace"),
+        // Nothing tells the service that a table was renamed.
+        ("AGENT_GATEWAY__CACHE__MAX_AGE_MS", "1"),
     ];
     let mut scene = Scene::start_at(database, &environment, |database| {
         database.url_as(&role, "planted-password").unwrap()

@@ -3,13 +3,16 @@
 use bytes::Bytes;
 use h2::Reason;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
-use http::{HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use serde_json::json;
 
 use crate::gateway::{ConnectError, OpenError, Refusal};
 
 pub(super) type Body = Full<Bytes>;
+
+/// Names the decision in the service's log.
+const DECISION_ID: HeaderName = HeaderName::from_static("x-agent-gateway-decision-id");
 
 /// What of the gateway's refusal a client has a use for; the rest concerns the connection
 /// between gateway and sidecar.
@@ -18,7 +21,7 @@ const HANDED_ON: [HeaderName; 5] = [
     ALLOW,
     RETRY_AFTER,
     HeaderName::from_static("proxy-status"),
-    HeaderName::from_static("x-agent-gateway-decision-id"),
+    DECISION_ID,
 ];
 
 /// A refusal by the sidecar itself.
@@ -30,15 +33,26 @@ pub(super) enum Local {
     NotOpened(OpenError),
 }
 
+/// The tunnel is open; `headers` came with the gateway's 2xx.
+pub(super) fn open(headers: &HeaderMap) -> Response<Body> {
+    let mut response = Response::new(Body::default());
+    hand_on(&[DECISION_ID], headers, &mut response);
+    response
+}
+
 /// The gateway's answer, as it is.
 pub(super) fn refusal(refusal: Refusal) -> Response<Body> {
     let mut response = closing(refusal.status, refusal.body);
-    for name in HANDED_ON {
-        for value in refusal.headers.get_all(&name) {
-            response.headers_mut().append(name.clone(), value.clone());
+    hand_on(&HANDED_ON, &refusal.headers, &mut response);
+    response
+}
+
+fn hand_on(names: &[HeaderName], from: &HeaderMap, to: &mut Response<Body>) {
+    for name in names {
+        for value in from.get_all(name) {
+            to.headers_mut().append(name.clone(), value.clone());
         }
     }
-    response
 }
 
 /// The sidecar's own answer: JSON of the same shape as the service's.
@@ -74,7 +88,7 @@ fn explain(refusal: &Local) -> (StatusCode, &'static str, &'static str) {
         Local::NoAuthority => (
             StatusCode::BAD_REQUEST,
             "destination_invalid",
-            "send CONNECT HOST:PORT",
+            "send CONNECT HOST:PORT, without a user name or password",
         ),
         Local::TooManyTunnels => (
             StatusCode::TOO_MANY_REQUESTS,
@@ -82,7 +96,7 @@ fn explain(refusal: &Local) -> (StatusCode, &'static str, &'static str) {
             "close connections that are no longer needed, then try again",
         ),
         Local::NotOpened(OpenError::TimedOut(_)) => (
-            StatusCode::GATEWAY_TIMEOUT,
+            StatusCode::SERVICE_UNAVAILABLE,
             "gateway_timeout",
             "try again later; the gateway or the destination is slow",
         ),

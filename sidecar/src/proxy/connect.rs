@@ -66,14 +66,14 @@ impl Proxy {
         let headers = telemetry::trace_headers(&Span::current());
         Span::current().record("trace_id", telemetry::trace_id(&Span::current()));
         match self.0.gateway.open(&authority, &headers).await {
-            Ok(Answer::Open(tunnel, _)) => {
+            Ok(Answer::Open(tunnel, headers)) => {
                 let upgrade = hyper::upgrade::on(request);
                 let carried = self.clone().carry(upgrade, tunnel).in_current_span();
                 self.0.tasks.spawn(async move {
                     carried.await;
                     drop((place, connection));
                 });
-                Response::new(Body::default())
+                answer::open(&headers)
             }
             Ok(Answer::Refuse(refusal)) => {
                 tracing::info!(status = refusal.status.as_u16(), "refused by the gateway");
@@ -113,12 +113,15 @@ impl Proxy {
     }
 }
 
-/// The target of a CONNECT, if it is nothing but an authority (RFC 9112, section 3.2.3).
+/// The target of a CONNECT, if it is nothing but host and port (RFC 9112, section 3.2.3). To
+/// [`Authority`] a password is part of it too, which must be in no log, nor leave this machine.
 fn authority(uri: &Uri) -> Option<Authority> {
     if uri.scheme().is_some() || uri.path_and_query().is_some() {
         return None;
     }
-    uri.authority().cloned()
+    uri.authority()
+        .filter(|authority| !authority.as_str().contains('@'))
+        .cloned()
 }
 
 /// The client's socket, and what it sent right behind its header.
@@ -132,7 +135,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_authority_is_a_target() {
+    fn only_host_and_port_are_a_target() {
         for (target, expected) in [
             ("docstore:8443", Some("docstore:8443")),
             ("DocStore", Some("DocStore")),
@@ -141,6 +144,9 @@ mod tests {
             ("docstore:443/path", None),
             ("/", None),
             ("*", None),
+            ("user:pw@docstore:443", None),
+            ("user@docstore:443", None),
+            ("a@b@docstore:443", None),
         ] {
             let found = target.parse().ok().and_then(|uri| authority(&uri));
             assert_eq!(found.as_ref().map(Authority::as_str), expected, "{target}");

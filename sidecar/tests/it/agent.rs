@@ -108,6 +108,13 @@ impl Agent {
         command
     }
 
+    /// Exit code of a `run` that ends by itself, and what it said.
+    pub(crate) fn refused_run(&self, gateway: &Gateway, more: &[&str]) -> (i32, String) {
+        let mut process = Process::start("sidecar", &self.run_command(gateway, more)).unwrap();
+        let status = process.wait(testbed::process::PATIENCE).unwrap();
+        (status.code().unwrap(), process.log())
+    }
+
     /// Starts `run` and waits until it listens.
     pub(crate) fn start(&self, command: &Command) -> Sidecar {
         let mut process = Process::start("sidecar", command).unwrap();

@@ -36,6 +36,20 @@ pub(crate) async fn tunnel(proxy: SocketAddr, authority: &str) -> TcpStream {
     stream
 }
 
+/// A tunnel for which there is no room yet, but soon.
+pub(crate) async fn tunnel_when_there_is_room(proxy: SocketAddr, authority: &str) -> TcpStream {
+    let opened = async {
+        loop {
+            let (answer, stream) = connect(proxy, authority, "").await;
+            match answer.status {
+                200 => return stream,
+                status => assert_eq!(status, 429, "{answer:?}"),
+            }
+        }
+    };
+    timeout(PATIENCE, opened).await.expect("room for a tunnel")
+}
+
 /// A refused tunnel, with the whole answer.
 pub(crate) async fn refused(proxy: SocketAddr, authority: &str) -> Answer {
     let (mut answer, stream) = connect(proxy, authority, "").await;
@@ -104,6 +118,11 @@ pub(crate) async fn head(stream: &mut TcpStream) -> Answer {
 
 /// Up to the orderly end.
 pub(crate) async fn read_to_end(mut stream: TcpStream) -> Vec<u8> {
+    read_to_its_end(&mut stream).await
+}
+
+/// Up to the orderly end of what the other side sends.
+pub(crate) async fn read_to_its_end(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     timeout(PATIENCE, stream.read_to_end(&mut bytes))
         .await

@@ -23,8 +23,11 @@ use testbed::GatewayPki;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::client::PATIENCE;
 
 pub(crate) struct Gateway {
     pub(crate) pki: GatewayPki,
@@ -108,7 +111,7 @@ impl Gateway {
 
     pub(crate) async fn wait_until(&self, fulfilled: impl FnMut(&Seen) -> bool) -> Seen {
         let mut seen = self.shared.seen.subscribe();
-        let waited = tokio::time::timeout(Duration::from_secs(30), seen.wait_for(fulfilled)).await;
+        let waited = timeout(PATIENCE, seen.wait_for(fulfilled)).await;
         waited
             .unwrap_or_else(|_| panic!("never came: {:?}", self.seen()))
             .unwrap()
@@ -118,13 +121,16 @@ impl Gateway {
     /// Waits until no flooding host can send any more.
     pub(crate) async fn wait_until_flood_stands(&self) {
         let mut before = 0;
-        loop {
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            match self.seen().flood {
-                now if now > 0 && now == before => return,
-                now => before = now,
+        let stands = async {
+            loop {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                match self.seen().flood {
+                    now if now > 0 && now == before => return,
+                    now => before = now,
+                }
             }
-        }
+        };
+        timeout(PATIENCE, stands).await.expect("a standing flood");
     }
 
     fn serve(&mut self, listener: TcpListener) {
@@ -202,6 +208,7 @@ async fn stream(
 /// - `flood` sends as much as it can.
 /// - `cut-REASON` sends `partial`, then resets the stream.
 /// - `deny` is a service's refusal, `long` one with a body without an end.
+/// - `stall` is a refusal whose body stops halfway.
 /// - `silent` never answers; `reset` resets the request.
 async fn behave(
     host: &str,
@@ -211,18 +218,24 @@ async fn behave(
 ) -> Option<()> {
     match host {
         "deny" => {
-            let refusal = Response::builder()
-                .status(403)
+            let refusal = head(403)
                 .header("content-type", "application/json")
-                .header("x-agent-gateway-decision-id", "decision-1")
                 .header("proxy-status", "agent-gateway; error=http_request_denied")
-                .header("retry-after", "7")
-                .header("x-internal", "not for agents");
+                .header("retry-after", "7");
             let mut send = respond
                 .send_response(refusal.body(()).unwrap(), false)
                 .unwrap();
             send_all(&mut send, br#"{"error":"denied","reason":"no_permission"}"#).await?;
             send.send_data(Bytes::new(), true).ok()
+        }
+        "stall" => {
+            let refusal = head(403).body(()).unwrap();
+            let mut send = respond.send_response(refusal, false).unwrap();
+            send_all(&mut send, br#"{"error":"#).await?;
+            poll_fn(|context| send.poll_reset(context))
+                .await
+                .ok()
+                .map(drop)
         }
         "silent" => poll_fn(|context| respond.poll_reset(context))
             .await
@@ -240,10 +253,19 @@ async fn behave(
             }
         }
         _ => {
-            let mut send = respond.send_response(Response::new(()), false).unwrap();
+            let allowed = head(200).body(()).unwrap();
+            let mut send = respond.send_response(allowed, false).unwrap();
             open(host, &mut receive, &mut send, seen).await
         }
     }
+}
+
+/// What every answer of the service has, and a header that is none of the agent's business.
+fn head(status: u16) -> http::response::Builder {
+    Response::builder()
+        .status(status)
+        .header("x-agent-gateway-decision-id", "decision-1")
+        .header("x-internal", "not for agents")
 }
 
 async fn open(

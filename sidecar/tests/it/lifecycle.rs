@@ -4,7 +4,7 @@ use std::fs;
 
 use testbed::process::Signal;
 
-use crate::agent::{Agent, failure};
+use crate::agent::Agent;
 use crate::client::{send, tunnel};
 use crate::gateway::Gateway;
 
@@ -24,7 +24,7 @@ async fn both_signals_end_it_cleanly() {
 async fn second_sidecar_for_one_state_is_refused() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
     let mut first = agent.run(&gateway);
-    let (code, told) = failure(&agent.run_command(&gateway, &[]).output().unwrap());
+    let (code, told) = agent.refused_run(&gateway, &[]);
     assert_eq!(code, 69);
     assert!(
         told.contains("error: a sidecar already runs for "),
@@ -44,9 +44,7 @@ async fn what_does_not_fit_together_is_refused_at_the_start() {
     let (mut agent, gateway) = (Agent::initialised(), Gateway::start().await);
     let other = Agent::initialised();
     let settings = agent.read("sidecar.json");
-    let refused = |agent: &Agent, more: &[&str]| {
-        failure(&agent.run_command(&gateway, more).output().unwrap())
-    };
+    let refused = |agent: &Agent, more: &[&str]| agent.refused_run(&gateway, more);
 
     // Another TPM with a key of its own at the handle, then one without.
     let moved = settings.replace(&agent.tpm.tcti(), &other.tpm.tcti());

@@ -1,9 +1,7 @@
 //! Local clients that don't behave, or want what this proxy doesn't do.
 
-use tokio::io::AsyncReadExt as _;
-
 use crate::agent::Agent;
-use crate::client::{ask, connect, send, tunnel};
+use crate::client::{ask, connect, read_to_end, refused, send, tunnel};
 use crate::gateway::Gateway;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -51,6 +49,28 @@ async fn garbage_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn password_in_the_target_is_refused_and_goes_nowhere() {
+    let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
+    let mut command = agent.run_command(&gateway, &[]);
+    command.env("RUST_LOG", "trace");
+    let mut sidecar = agent.start(&command);
+    for target in ["user:s3cret@echo:443", "s3cret@echo:443", "a:s3cret@b@echo"] {
+        let answer = refused(sidecar.address, target).await;
+        assert_eq!(
+            (answer.status, answer.reason().as_str()),
+            (400, "destination_invalid"),
+            "{target}"
+        );
+    }
+    assert!(gateway.seen().requests.is_empty());
+    // Targets that are accepted are logged.
+    tunnel(sidecar.address, "echo:443").await;
+    sidecar.process.wait_for_log("authority=echo:443").unwrap();
+    let log = sidecar.process.log();
+    assert!(!log.contains("s3cret"), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn header_that_is_too_large_is_refused() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
     let sidecar = agent.run(&gateway);
@@ -73,13 +93,11 @@ async fn header_that_is_too_large_is_refused() {
 async fn client_that_says_nothing_is_dropped_and_holds_nobody_up() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
     let sidecar = agent.run(&gateway);
-    let mut silent = send(sidecar.address, b"").await;
-    let mut slow = send(sidecar.address, b"CONNECT echo:443 HT").await;
+    let silent = send(sidecar.address, b"").await;
+    let slow = send(sidecar.address, b"CONNECT echo:443 HT").await;
     tunnel(sidecar.address, "echo:443").await;
-    let mut told = Vec::new();
-    silent.read_to_end(&mut told).await.unwrap();
-    slow.read_to_end(&mut told).await.unwrap();
-    assert_eq!(told, b"");
+    assert_eq!(read_to_end(silent).await, b"");
+    assert_eq!(read_to_end(slow).await, b"");
     assert_eq!(gateway.seen().requests.len(), 1);
 }
 

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::agent::Agent;
-use crate::client::{connect, refused, tunnel};
+use crate::client::{refused, tunnel, tunnel_when_there_is_room};
 use crate::gateway::Gateway;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -44,6 +44,19 @@ async fn refusal_without_an_end_is_cut_at_64_kib() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn refusal_whose_body_stalls_is_handed_on_as_far_as_it_came() {
+    let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
+    let sidecar = agent.run(&gateway);
+    let answer = refused(sidecar.address, "stall:443").await;
+    assert_eq!(answer.status, 403);
+    assert_eq!(answer.headers["x-agent-gateway-decision-id"], "decision-1");
+    assert_eq!(answer.body, br#"{"error":"#);
+    // Others use the same connection still.
+    tunnel(sidecar.address, "echo:443").await;
+    assert_eq!(gateway.seen().keys.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn request_that_the_gateway_resets_is_a_bad_gateway() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
     let sidecar = agent.run(&gateway);
@@ -61,7 +74,7 @@ async fn gateway_that_does_not_answer_is_given_up() {
     let answer = refused(sidecar.address, "silent:443").await;
     assert_eq!(
         (answer.status, answer.reason().as_str()),
-        (504, "gateway_timeout")
+        (503, "gateway_timeout")
     );
     // Others use the same connection still.
     tunnel(sidecar.address, "echo:443").await;
@@ -80,5 +93,5 @@ async fn one_tunnel_too_many_is_refused_until_another_ends() {
         (429, "too_many_tunnels")
     );
     drop(first);
-    while connect(sidecar.address, "echo:443", "").await.0.status != 200 {}
+    tunnel_when_there_is_room(sidecar.address, "echo:443").await;
 }

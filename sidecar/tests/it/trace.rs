@@ -1,10 +1,10 @@
 //! W3C trace context, and the export of spans.
 
-use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpListener;
+use tokio::time::timeout;
 
 use crate::agent::Agent;
-use crate::client::{connect, tunnel};
+use crate::client::{PATIENCE, connect, read, tunnel};
 use crate::gateway::Gateway;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -65,10 +65,11 @@ async fn spans_are_exported_where_the_environment_says() {
     let mut sidecar = agent.start(&command);
     drop(tunnel(sidecar.address, "echo:443").await);
     let stopping = tokio::task::spawn_blocking(move || sidecar.process.terminate());
-    let (mut connection, _) = collector.accept().await.unwrap();
-    let mut preface = [0; 14];
-    connection.read_exact(&mut preface).await.unwrap();
-    assert_eq!(&preface, b"PRI * HTTP/2.0");
+    let (mut connection, _) = timeout(PATIENCE, collector.accept())
+        .await
+        .expect("an exporter")
+        .unwrap();
+    assert_eq!(read(&mut connection, 14).await, b"PRI * HTTP/2.0");
     // A collector that never answers doesn't hold up the end for long.
     assert_eq!(stopping.await.unwrap().unwrap().code(), Some(0));
 }

@@ -1,5 +1,7 @@
 //! Open tunnels: every byte arrives, ends are told from cuts, and no tunnel holds up another.
 
+use std::collections::HashMap;
+
 use testbed::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -7,7 +9,10 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use crate::agent::Agent;
-use crate::client::{PATIENCE, connect, head, read, read_to_end, read_until_reset, send, tunnel};
+use crate::client::{
+    PATIENCE, connect, head, read, read_to_end, read_to_its_end, read_until_reset, send, tunnel,
+    tunnel_when_there_is_room,
+};
 use crate::gateway::{Ending, Gateway};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -20,6 +25,19 @@ async fn bytes_go_both_ways_and_the_handshake_proved_the_tpm_key() {
     stream.shutdown().await.unwrap();
     assert_eq!(read_to_end(stream).await, b"");
     assert_eq!(gateway.seen().keys, [agent.spki()]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn client_of_an_open_tunnel_learns_the_decision_and_no_more() {
+    let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
+    let sidecar = agent.run(&gateway);
+    let (answer, _) = connect(sidecar.address, "echo:443", "").await;
+    assert_eq!(answer.status, 200);
+    let mut headers = answer.headers;
+    headers.remove("date");
+    let decision = ("x-agent-gateway-decision-id", "decision-1");
+    let decision = (decision.0.to_owned(), decision.1.to_owned());
+    assert_eq!(headers, HashMap::from([decision]));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -147,9 +165,7 @@ async fn destination_may_end_first_and_still_be_written_to() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
     let sidecar = agent.run(&gateway);
     let mut stream = tunnel(sidecar.address, "greet:443").await;
-    let mut greeting = Vec::new();
-    stream.read_to_end(&mut greeting).await.unwrap();
-    assert_eq!(greeting, b"hello");
+    assert_eq!(read_to_its_end(&mut stream).await, b"hello");
     stream.write_all(b"thanks").await.unwrap();
     drop(stream);
     let seen = gateway.wait_until(|seen| !seen.uploads.is_empty()).await;
@@ -199,7 +215,7 @@ async fn client_that_leaves_before_the_answer_gives_its_place_back() {
     gateway.wait_until(|seen| seen.requests.len() == 1).await;
     assert_eq!(connect(sidecar.address, "echo:443", "").await.0.status, 429);
     drop(waiting);
-    while connect(sidecar.address, "echo:443", "").await.0.status != 200 {}
+    tunnel_when_there_is_room(sidecar.address, "echo:443").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

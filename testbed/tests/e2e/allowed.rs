@@ -1,7 +1,12 @@
 //! What a signed permission gives, and that nothing else does.
 
+use std::time::Duration;
+
+use testbed::TunnelClient;
 use testbed::rows::{Grant, Times};
+use testbed::tunnel::Tunnel;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::time::timeout;
 
 use super::{Scene, assert_denied};
 
@@ -74,55 +79,49 @@ async fn another_port_of_a_granted_host_is_denied() {
     assert_denied(&answer, 403, "no_permission");
 }
 
-#[tokio::test]
-async fn a_tunnel_ends_when_its_permission_ends() {
+/// A scene whose permission soon ends; long enough to open a tunnel first.
+async fn granted_for_a_moment() -> Scene {
     let scene = Scene::start().await;
-    scene.gateway.scope(&scene.destination).unwrap();
+    let Scene { gateway, agent, .. } = &scene;
+    gateway.scope(&scene.destination).unwrap();
     let grant = Grant::new(
         testbed::gateway::AGENT,
-        scene.agent.spki_der(),
+        agent.spki_der(),
         &scene.destination,
     )
-    .during(Times::from_now(-60, 2));
+    .during(Times::from_now(-60, 6));
+    gateway.principal.grant(&gateway.database, &grant).unwrap();
     scene
-        .gateway
-        .principal
-        .grant(&scene.gateway.database, &grant)
-        .unwrap();
-    let mut tunnel = scene.connect().await.into_tunnel().unwrap();
-    tunnel.write_all(b"ping").await.unwrap();
+}
+
+/// What a tunnel still brings until it is over.
+async fn rest_of(mut tunnel: Tunnel) -> Vec<u8> {
     let mut rest = Vec::new();
     // Envoy resets the stream or ends it; either way it is over.
-    let _ = tunnel.read_to_end(&mut rest).await;
-    assert_eq!(rest, b"ping");
+    let over = timeout(Duration::from_secs(30), tunnel.read_to_end(&mut rest));
+    let _ = over.await.expect("the tunnel must end");
+    rest
+}
+
+#[tokio::test]
+async fn a_tunnel_ends_when_its_permission_ends() {
+    let scene = granted_for_a_moment().await;
+    let mut tunnel = scene.connect().await.into_tunnel().unwrap();
+    tunnel.write_all(b"ping").await.unwrap();
+    assert_eq!(rest_of(tunnel).await, b"ping");
     assert_denied(&scene.connect().await, 403, "permission_expired");
 }
 
 #[tokio::test]
 async fn a_client_cannot_lengthen_its_tunnel() {
-    let scene = Scene::start().await;
-    scene.gateway.scope(&scene.destination).unwrap();
-    let grant = Grant::new(
-        testbed::gateway::AGENT,
-        scene.agent.spki_der(),
-        &scene.destination,
-    )
-    .during(Times::from_now(-60, 2));
-    scene
-        .gateway
-        .principal
-        .grant(&scene.gateway.database, &grant)
-        .unwrap();
+    let scene = granted_for_a_moment().await;
     let gateway = &scene.gateway;
-    let client =
-        testbed::TunnelClient::connect(gateway.envoy.addr(), &gateway.pki, &scene.agent).await;
-    let header = ("x-envoy-upstream-stream-duration-ms", "3600000");
-    let answer = client
-        .unwrap()
-        .open_with(&scene.destination, &[header])
+    gateway.authz.settle().await;
+    let client = TunnelClient::connect(gateway.envoy.addr(), &gateway.pki, &scene.agent)
         .await
         .unwrap();
-    let mut tunnel = answer.into_tunnel().unwrap();
-    let _ = tunnel.read_to_end(&mut Vec::new()).await;
+    let longer = [("x-envoy-upstream-stream-duration-ms", "3600000")];
+    let answer = client.open_with(&scene.destination, &longer).await.unwrap();
+    assert_eq!(rest_of(answer.into_tunnel().unwrap()).await, b"");
     assert_denied(&scene.connect().await, 403, "permission_expired");
 }

@@ -5,7 +5,7 @@ use http_body_util::Full;
 use testbed::raw::Outcome;
 use testbed::{RawClient, TunnelClient};
 
-use super::Scene;
+use super::{Scene, assert_undecided};
 
 /// What becomes of an authority.
 #[derive(Debug, PartialEq)]
@@ -48,8 +48,14 @@ async fn every_malformed_authority_is_refused_and_costs_its_own_stream_alone() {
         ("2130706433:443", Refused),
         ("127.1:443", Refused),
         ("0177.0.0.1:443", Refused),
+        ("010.0.0.1:443", Refused),
+        ("0x7f.1:443", Refused),
         ("127.0.0.1.:443", Refused),
+        ("doc%73tore:443", Refused),
+        ("docstore%00:443", Refused),
         ("[fe80::1%25eth0]:443", Refused),
+        ("[]:443", Refused),
+        ("[::1]:0", Refused),
         ("[::1]x:443", Refused),
         ("[::1:443", Refused),
         ("[1.2.3.4]:443", Refused),
@@ -112,8 +118,57 @@ async fn other_methods_are_405_and_say_what_is_allowed() {
             .body(Full::default())
             .unwrap();
         let answer = client.send(request).await.unwrap();
-        assert_eq!(answer.status, 405);
+        assert_undecided(&answer, 405, "method_not_allowed");
         assert_eq!(answer.header("allow"), Some("CONNECT"));
     }
     assert_eq!(scene.service.connections(), 0);
+}
+
+/// RFC 8441 and RFC 9298: CONNECT for something else than a tunnel of bytes.
+#[tokio::test]
+async fn an_extended_connect_reaches_nothing() {
+    let scene = Scene::granted().await;
+    let gateway = &scene.gateway;
+    gateway.authz.settle().await;
+    let (host, port) = scene.destination.split_once(':').unwrap();
+    let masque = format!("/.well-known/masque/udp/{host}/{port}/");
+    for (protocol, path) in [
+        ("websocket", "/"),
+        ("connect-udp", masque.as_str()),
+        ("connect-udp", "/"),
+        ("connect-ip", "/"),
+        ("", "/"),
+    ] {
+        let mut client = RawClient::connect(gateway.envoy.addr(), &gateway.pki, Some(&scene.agent))
+            .await
+            .unwrap();
+        let headers: [(&str, &[u8]); 5] = [
+            (":method", b"CONNECT"),
+            (":protocol", protocol.as_bytes()),
+            (":scheme", b"https"),
+            (":path", path.as_bytes()),
+            (":authority", scene.destination.as_bytes()),
+        ];
+        let outcome = client.request(&headers, false).await.unwrap();
+        eprintln!("{protocol:?} {path}: {outcome:?}");
+    }
+    eprintln!("{:#?}", gateway.envoy.access_log());
+    assert_eq!(scene.service.connections(), 0);
+}
+
+#[tokio::test]
+async fn a_host_header_says_nothing_about_where_to() {
+    let scene = Scene::granted().await;
+    let gateway = &scene.gateway;
+    gateway.authz.settle().await;
+    let (granted, other) = (scene.destination.as_bytes(), b"elsewhere:443".as_slice());
+    for (authority, host, status) in [(granted, other, 200), (other, granted, 403)] {
+        let mut client = RawClient::connect(gateway.envoy.addr(), &gateway.pki, Some(&scene.agent))
+            .await
+            .unwrap();
+        let outcome = client.open(authority, &[("host", host)]).await.unwrap();
+        eprintln!("{outcome:?}");
+        assert_eq!(outcome.status(), Some(status), "{outcome:?}");
+    }
+    eprintln!("{:#?}", gateway.envoy.access_log());
 }

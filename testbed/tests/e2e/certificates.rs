@@ -71,10 +71,14 @@ async fn the_right_key_with_another_identity_is_a_stranger() {
 async fn the_extension_must_be_exactly_one_utf8_string() {
     let scene = Scene::granted().await;
     let trailing = [utf8_string(AGENT), b"!".to_vec()].concat();
-    let values: [(&[Vec<u8>], &str); 8] = [
+    let two_in_one = [utf8_string(AGENT), utf8_string("agent-beta")].concat();
+    let twice_in_one = [utf8_string(AGENT), utf8_string(AGENT)].concat();
+    let values: [(&[Vec<u8>], &str); 10] = [
         (&[], "identity_extension_missing"),
         (&[printable_string(AGENT)], "identity_extension_invalid"),
         (&[trailing], "identity_extension_invalid"),
+        (&[two_in_one], "identity_extension_invalid"),
+        (&[twice_in_one], "identity_extension_invalid"),
         (
             &[utf8_string(AGENT), utf8_string(AGENT)],
             "identity_extension_invalid",

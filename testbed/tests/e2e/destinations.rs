@@ -1,10 +1,13 @@
 //! Names that lead nowhere, or where they must not.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use testbed::dns::Answer;
 use testbed::gateway::AGENT;
 use testbed::{AuthzOptions, Behaviour, ClientCertificate, Gateway, TcpService};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::timeout;
 
 use super::assert_denied;
 
@@ -111,8 +114,61 @@ async fn of_good_and_bad_addresses_only_the_good_is_dialled() {
 async fn a_good_address_that_refuses_does_not_lead_to_the_bad_one() {
     let named = Named::start(false).await;
     let answer = named.answer(addresses(&["127.0.0.1", "127.0.0.2"])).await;
-    assert_eq!(answer.status, 502, "{answer:?}");
+    assert_denied(&answer, 502, "destination_unreachable");
     assert_eq!(named.bad.connections(), 0);
+}
+
+/// A port of 127.0.0.1 that answers no SYN any more: the queue of its listener is full.
+struct Unanswering {
+    listener: TcpListener,
+    queued: Vec<TcpStream>,
+}
+
+impl Unanswering {
+    async fn start() -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((GOOD, 0).into()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let (addr, mut queued) = (listener.local_addr().unwrap(), Vec::new());
+        let patience = Duration::from_millis(500);
+        while let Ok(stream) = timeout(patience, TcpStream::connect(addr)).await {
+            queued.push(stream.unwrap());
+        }
+        Self { listener, queued }
+    }
+
+    /// Whether nobody got into the queue besides those who filled it.
+    async fn is_untouched(&self) -> bool {
+        for stream in &self.queued {
+            let (_, peer) = self.listener.accept().await.unwrap();
+            if peer != stream.local_addr().unwrap() {
+                return false;
+            }
+        }
+        let further = timeout(Duration::from_millis(100), self.listener.accept());
+        further.await.is_err()
+    }
+}
+
+#[tokio::test]
+async fn a_destination_that_never_answers_is_502() {
+    let silent = Unanswering::start().await;
+    let destination = silent.listener.local_addr().unwrap().to_string();
+    let options = AuthzOptions {
+        private: vec![(destination.clone(), vec!["127.0.0.1/32".to_owned()])],
+        ..AuthzOptions::default()
+    };
+    let gateway = Gateway::start_with(options).await.unwrap();
+    let agent = ClientCertificate::for_identity(AGENT).unwrap();
+    gateway.grant(&agent, &destination).unwrap();
+    let answer = gateway.connect(&agent, &destination).await.unwrap();
+    assert_denied(&answer, 502, "destination_unreachable");
+    let id = answer.header("x-agent-gateway-decision-id").unwrap();
+    let entry = gateway.envoy.logged(|entry| entry["decision_id"] == id);
+    let entry = entry.await.unwrap();
+    eprintln!("{entry:#}");
+    assert_eq!(entry["flags"], "UF", "{entry:#}");
+    assert!(silent.is_untouched().await);
 }
 
 #[tokio::test]
@@ -170,17 +226,32 @@ async fn address_literals_are_judged_like_names() {
 
 #[tokio::test]
 async fn the_gateways_own_listeners_are_out_of_reach_even_where_loopback_is_listed() {
-    let first = testbed::port::free_ports(2).unwrap();
-    let own = format!("127.0.0.1:{first}");
-    let loopback = vec!["127.0.0.0/8".to_owned()];
+    let other = TcpService::start(GOOD, Behaviour::Echo).await.unwrap();
+    let mut gateway = Gateway::start().await.unwrap();
+    let envoys = vec![gateway.envoy.addr(), gateway.envoy.admin_addr()];
+    let services = [
+        gateway.authz.grpc_addr(),
+        gateway.authz.admin_grpc_addr(),
+        gateway.authz.admin_http_addr(),
+    ];
+    let own = [envoys.as_slice(), &services].concat();
+    let listed = |address: &SocketAddr| (address.to_string(), vec!["127.0.0.0/8".to_owned()]);
     let options = AuthzOptions {
-        private: vec![(own.clone(), loopback)],
-        gateway_listeners: vec![own.parse().unwrap()],
+        database_url: gateway.database.url(),
+        private: own.iter().chain([&other.addr()]).map(listed).collect(),
+        gateway_listeners: envoys,
         ..AuthzOptions::default()
     };
-    let gateway = Gateway::start_with(options).await.unwrap();
+    gateway.authz.start_again_with(&options).unwrap();
     let agent = ClientCertificate::for_identity(AGENT).unwrap();
-    gateway.grant(&agent, &own).unwrap();
-    let answer = gateway.connect(&agent, &own).await.unwrap();
-    assert_denied(&answer, 403, "destination_address_forbidden");
+    for address in own {
+        let address = address.to_string();
+        gateway.grant(&agent, &address).unwrap();
+        let answer = gateway.connect(&agent, &address).await.unwrap();
+        assert_denied(&answer, 403, "destination_address_forbidden");
+    }
+    let other = other.addr().to_string();
+    gateway.grant(&agent, &other).unwrap();
+    let answer = gateway.connect(&agent, &other).await.unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
 }

@@ -11,6 +11,7 @@ mod allowed;
 mod authority;
 mod certificates;
 mod destinations;
+mod open_tunnels;
 mod outages;
 mod signed_rows;
 mod through_the_sidecar;
@@ -74,28 +75,51 @@ impl Scene {
     }
 }
 
-/// Asserts a deny: the status, and a body and headers that say why.
+/// Asserts a deny: the status, a body and headers that say why, and which decision it was.
 #[track_caller]
 fn assert_denied(answer: &Answer, status: u16, reason: &str) {
+    assert_told(answer, status, reason);
+    let body = answer.json().unwrap();
+    let id = body["decision_id"].as_str().unwrap();
+    assert!(!id.is_empty());
+    assert_eq!(answer.header("x-agent-gateway-decision-id"), Some(id));
+}
+
+/// As [`assert_denied`], of a refusal that Envoy wrote because nobody decided.
+#[track_caller]
+fn assert_undecided(answer: &Answer, status: u16, reason: &str) {
+    assert_told(answer, status, reason);
+    assert_eq!(answer.json().unwrap().get("decision_id"), None);
+    assert_eq!(answer.header("x-agent-gateway-decision-id"), None);
+}
+
+/// Asserts the same words for the same reason, whoever says them.
+#[track_caller]
+fn assert_told(answer: &Answer, status: u16, reason: &str) {
     assert_eq!(
         (answer.status.as_u16(), reason_of(answer).as_str()),
         (status, reason),
         "{answer:?}"
     );
+    let (error, proxy_error) = match (status, reason) {
+        (400, _) => ("malformed destination", "http_request_error"),
+        (403, "destination_address_forbidden") => {
+            ("blocked by policy", "destination_ip_prohibited")
+        }
+        (403, _) => ("blocked by policy", "http_request_denied"),
+        (405, _) => ("method not allowed", "http_request_error"),
+        (429, _) => ("too many tunnels", "http_request_denied"),
+        (502, "destination_unresolvable") => ("destination not reached", "dns_error"),
+        (502, _) => ("destination not reached", "destination_unavailable"),
+        (503, _) => ("no decision could be made", "proxy_internal_error"),
+        other => panic!("{other:?} is told by nobody"),
+    };
     let body = answer.json().unwrap();
-    let id = body["decision_id"].as_str().unwrap();
-    assert_eq!(answer.header("x-agent-gateway-decision-id"), Some(id));
+    assert_eq!(body["error"], error);
     assert!(!body["hint"].as_str().unwrap().is_empty());
-    assert!(!body["error"].as_str().unwrap().is_empty());
-    let proxy_status = answer.header("proxy-status").unwrap();
-    assert!(
-        proxy_status.starts_with("agent-gateway; error="),
-        "{proxy_status}"
-    );
-    assert!(
-        proxy_status.ends_with(&format!("details=\"{reason}\"")),
-        "{proxy_status}"
-    );
+    let proxy_status = format!("agent-gateway; error={proxy_error}; details=\"{reason}\"");
+    let seen: Vec<_> = answer.headers.get_all("proxy-status").iter().collect();
+    assert_eq!(seen, [&proxy_status]);
 }
 
 fn reason_of(answer: &Answer) -> String {

@@ -11,6 +11,7 @@ use envoy_types::ext_authz::v3::pb::{
     HeaderValue, HeaderValueOption, HttpResponse, HttpStatus, OkHttpResponse,
 };
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::HttpRequest;
+use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
 use envoy_types::pb::google::protobuf::value::Kind;
 use envoy_types::pb::google::protobuf::{Struct, Value};
 use envoy_types::pb::google::rpc::Status as RpcStatus;
@@ -20,6 +21,8 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
+
+use crate::holder::Holder;
 
 /// Envoy, an agent's certificate, and the service that decides.
 pub(crate) struct Gateway {
@@ -47,12 +50,13 @@ pub(crate) enum Verdict {
     Hang,
 }
 
-/// Allowed to dial this.
+/// Allowed to dial this, as decision `d-1`.
 pub(crate) fn dial(address: impl Display + Copy) -> Verdict {
-    Verdict::Allow(
-        vec![("dial", Kind::StringValue(address.to_string()))],
-        Vec::new(),
-    )
+    let metadata = vec![
+        ("dial", Kind::StringValue(address.to_string())),
+        ("decision_id", Kind::StringValue("d-1".to_owned())),
+    ];
+    Verdict::Allow(metadata, Vec::new())
 }
 
 /// Allowed to dial this, be it private.
@@ -135,6 +139,19 @@ fn header(name: &str, value: &str) -> HeaderValueOption {
     }
 }
 
+/// Asserts a refusal of Envoy's own: the service's form, once, and the decision if there was one.
+#[track_caller]
+pub(crate) fn assert_refused(answer: &Answer, expected: serde_json::Value, proxy_error: &str) {
+    let mut expected = expected;
+    expected["request_id"] = answer.header("x-request-id").unwrap().into();
+    assert_eq!(answer.json().unwrap(), expected);
+    let reason = expected["reason"].as_str().unwrap();
+    let proxy_status = format!("agent-gateway; error={proxy_error}; details=\"{reason}\"");
+    let seen: Vec<_> = answer.headers.get_all("proxy-status").iter().collect();
+    assert_eq!(seen, [&proxy_status]);
+    assert_eq!(answer.header("content-type"), Some("application/json"));
+}
+
 impl Gateway {
     pub(crate) async fn start(verdict: Verdict) -> Gateway {
         let decider = Decider::start(verdict);
@@ -209,7 +226,9 @@ impl Decider {
         let server = Runtime::new().unwrap();
         server.spawn(async move {
             let incoming = TcpListenerStream::new(TcpListener::from_std(listener).unwrap());
-            let router = tonic::transport::Server::builder().add_service(service);
+            let router = tonic::transport::Server::builder()
+                .add_service(service)
+                .add_service(ExternalProcessorServer::new(Holder));
             router.serve_with_incoming(incoming).await.unwrap();
         });
         Decider {

@@ -14,7 +14,7 @@ use testbed::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::decider::{Gateway, Verdict, dial, dial_private};
+use crate::decider::{Gateway, Verdict, assert_refused, dial, dial_private};
 
 #[test]
 fn product_configuration_is_valid() {
@@ -149,12 +149,17 @@ async fn service_sees_trace_headers_and_no_others_of_the_client() {
 #[tokio::test(flavor = "multi_thread")]
 async fn denied_answer_reaches_the_client_unchanged() {
     let body = r#"{"error":"denied","reason":"no_permission"}"#;
-    let denied = Verdict::Deny(403, ("x-agent-gateway-decision-id", "d-1"), body);
-    let gateway = Gateway::start(denied).await;
-    let answer = gateway.open("docstore:443").await;
-    assert_eq!(answer.status, 403);
-    assert_eq!(answer.header("x-agent-gateway-decision-id"), Some("d-1"));
-    assert_eq!(answer.text(), body);
+    let proxy_status = "agent-gateway; error=http_request_denied; details=\"no_permission\"";
+    // Statuses that Envoy itself answers with, too.
+    let gateway = Gateway::start(Verdict::Hang).await;
+    for status in [403, 405, 502, 503] {
+        gateway.set(Verdict::Deny(status, ("proxy-status", proxy_status), body));
+        let answer = gateway.open("docstore:443").await;
+        assert_eq!(i32::from(answer.status.as_u16()), status);
+        let seen: Vec<_> = answer.headers.get_all("proxy-status").iter().collect();
+        assert_eq!(seen, [proxy_status]);
+        assert_eq!(answer.text(), body);
+    }
     let entry = gateway
         .envoy
         .logged(|entry| entry["status"] == 403)
@@ -176,7 +181,12 @@ async fn other_methods_are_405_without_asking_the_service() {
         let answer = client.send(request).await.unwrap();
         assert_eq!(answer.status, 405, "{method}");
         assert_eq!(answer.header("allow"), Some("CONNECT"));
-        assert_eq!(answer.json().unwrap()["reason"], "method_not_allowed");
+        let body = serde_json::json!({
+            "error": "method not allowed",
+            "reason": "method_not_allowed",
+            "hint": "only CONNECT is carried here: use https, through the sidecar",
+        });
+        assert_refused(&answer, body, "http_request_error");
     }
     assert_eq!(gateway.checks().len(), 0);
 }

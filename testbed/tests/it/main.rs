@@ -13,6 +13,7 @@ mod dial;
 mod dns;
 mod entry;
 mod half_close;
+mod holder;
 mod outage;
 mod postgres;
 mod process;

@@ -1,0 +1,40 @@
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-down test lint bench clean
+
+# rustup's folder may not be in PATH yet on a fresh machine.
+export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
+
+scripts := .ci/run demo/demo.sh demo/stack.sh demo/transcript.sh demo/generate-server-certs.sh \
+	testbed/setup testbed/postgres-cluster testbed/ports.sh testbed/run-tests permission/testdata/make
+
+help:  ## show this
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r target what; do \
+		printf '  make %-10s %s\n' "$$target" "$$what"; done
+
+setup:  ## install what is missing: apt packages, and Envoy in .tools/
+	@testbed/setup
+
+demo:  ## run the whole gateway here, show what it allows and refuses, leave it running
+	@demo/demo.sh up
+
+demo-down:  ## stop the demo and remove what it made
+	@demo/demo.sh down
+
+test: setup  ## build, and run all tests against real Postgres, Envoy and (simulated) TPMs
+	@testbed/run-tests
+
+lint: setup  ## formatting, clippy, the lock file, and the scripts
+	cargo metadata --locked --format-version 1 >/dev/null
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	@for script in $(scripts); do bash -n "$$script" || exit; done
+	@if command -v shellcheck >/dev/null; then shellcheck -x -S warning $(scripts); \
+		else echo "lint: shellcheck is not installed, scripts were only parsed" >&2; fi
+
+bench: setup  ## measure the decision point beside an empty service
+	cargo build --release -p authz-service -p bench --bins
+	cargo run --release -p bench
+
+clean: demo-down  ## remove everything that was made in this folder
+	cargo clean
+	rm -rf .tools

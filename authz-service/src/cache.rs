@@ -1,0 +1,245 @@
+//! Facts in memory: a warm decision asks nobody, and is never older than is promised.
+//!
+//! Signatures were verified when facts were loaded; windows are judged at each decision. What is
+//! in here is used only while it is current ([`Freshness`]) and the registry has confirmed
+//! lately that nothing else changed.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared};
+use moka::sync::Cache as Moka;
+use permission::{Facts, Request};
+use registry::{LookupError, Reader};
+use tokio::time::{Instant, timeout_at};
+
+use crate::freshness::{BootTime, Freshness, Stamp, Tag};
+
+/// Bounds of the cache.
+#[derive(Debug, Clone)]
+pub struct CacheOptions {
+    /// Most bytes of facts about requests that have a permission, about.
+    pub max_bytes: u64,
+    /// Most requests remembered that have none. Apart from the others, so that a flood of
+    /// made-up certificates pushes out nobody's permission.
+    pub max_unknown: u64,
+    /// Most loads under way or waiting for a connection; further ones fail at once.
+    pub max_lookups: usize,
+    /// Facts this old are loaded again, whatever the change feed says: triggers can be disabled.
+    pub max_age: Duration,
+    /// Facts are used only if the registry confirmed this lately that it has no other changes.
+    pub max_staleness: Duration,
+    /// Longest a load may take.
+    pub lookup_timeout: Duration,
+}
+
+/// No facts that may be used.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Unavailable {
+    /// The registry has not confirmed in time that nothing changed.
+    #[error("registry did not confirm that its permissions are unchanged")]
+    Unconfirmed,
+    /// The registry can't be read.
+    #[error(transparent)]
+    Lookup(Arc<LookupError>),
+    /// Too many loads already.
+    #[error("too many registry lookups are waiting")]
+    Overloaded,
+}
+
+/// Facts and what they rest on.
+#[derive(Debug)]
+pub struct Entry {
+    /// The facts.
+    pub facts: Facts,
+    stamp: Stamp,
+    tags: Box<[Tag]>,
+    loaded: BootTime,
+}
+
+/// Joining a load that began before a change gives what was before it, and so another try. A key
+/// that changes faster than it can be read is not decided about.
+const TRIES: usize = 4;
+
+type Load = Shared<BoxFuture<'static, Result<Arc<Entry>, Unavailable>>>;
+
+/// Facts by request.
+#[derive(Debug, Clone)]
+pub struct Cache(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    reader: Reader,
+    freshness: Arc<Freshness>,
+    options: CacheOptions,
+    known: Moka<Request, Arc<Entry>>,
+    unknown: Moka<Request, Arc<Entry>>,
+    /// Loads under way, for others to join. Locked only to look, add or remove.
+    loading: Mutex<HashMap<Request, Load>>,
+    loads: AtomicUsize,
+}
+
+impl Entry {
+    /// What the facts rest on.
+    pub fn tags(&self) -> &[Tag] {
+        &self.tags
+    }
+}
+
+impl Cache {
+    /// An empty cache before `reader`.
+    pub fn new(reader: Reader, freshness: Arc<Freshness>, options: CacheOptions) -> Self {
+        let known = Moka::builder()
+            .weigher(|request: &Request, entry: &Arc<Entry>| weight(request, entry))
+            .max_capacity(options.max_bytes)
+            .build();
+        let unknown = Moka::builder().max_capacity(options.max_unknown).build();
+        Self(Arc::new(Inner {
+            reader,
+            freshness,
+            known,
+            unknown,
+            loading: Mutex::default(),
+            loads: AtomicUsize::new(0),
+            options,
+        }))
+    }
+
+    /// Whether this entry may still be used.
+    pub fn is_current(&self, entry: &Entry) -> bool {
+        self.is_unchanged(entry) && BootTime::now().since(entry.loaded) < self.0.options.max_age
+    }
+
+    fn is_unchanged(&self, entry: &Entry) -> bool {
+        self.0.freshness.is_current(entry.stamp, &entry.tags)
+    }
+
+    /// All that a decision about `request` needs; ends by `deadline`.
+    pub async fn facts(
+        &self,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Arc<Entry>, Unavailable> {
+        let Inner {
+            freshness, options, ..
+        } = &*self.0;
+        let fresh = |known: BootTime| BootTime::now().since(known) <= options.max_staleness;
+        if !freshness.confirmed().is_some_and(fresh)
+            && !freshness.confirm(BootTime::now(), deadline).await
+        {
+            return Err(Unavailable::Unconfirmed);
+        }
+        self.confirmed_facts(request, deadline).await
+    }
+
+    /// As [`Cache::facts`], for a caller who has had the registry's confirmation.
+    pub async fn confirmed_facts(
+        &self,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Arc<Entry>, Unavailable> {
+        let Inner { known, unknown, .. } = &*self.0;
+        for _ in 0..TRIES {
+            let cached = known.get(request).or_else(|| unknown.get(request));
+            if let Some(entry) = cached.filter(|entry| self.is_current(entry)) {
+                return Ok(entry);
+            }
+            let entry = timeout_at(deadline, self.join_load(request)?)
+                .await
+                .map_err(|_| Unavailable::Lookup(Arc::new(LookupError::TimedOut)))??;
+            if self.is_unchanged(&entry) {
+                return Ok(entry);
+            }
+        }
+        Err(Unavailable::Unconfirmed)
+    }
+
+    /// The load of `request` that is under way, or a new one.
+    fn join_load(&self, request: &Request) -> Result<Load, Unavailable> {
+        let inner = &self.0;
+        let mut loading = inner.loading.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(load) = loading.get(request) {
+            return Ok(load.clone());
+        }
+        if inner.loads.load(Ordering::Relaxed) >= inner.options.max_lookups {
+            return Err(Unavailable::Overloaded);
+        }
+        inner.loads.fetch_add(1, Ordering::Relaxed);
+        let under_way = UnderWay {
+            inner: Arc::clone(inner),
+            request: request.clone(),
+        };
+        // A task of its own: it ends whether or not those who wait for it give up.
+        let task = tokio::spawn(async move { under_way.inner.load(&under_way.request).await });
+        let lost = || Unavailable::Lookup(Arc::new(LookupError::TimedOut));
+        let load = task
+            .map(move |ended| ended.unwrap_or_else(|_| Err(lost())))
+            .boxed()
+            .shared();
+        loading.insert(request.clone(), load.clone());
+        Ok(load)
+    }
+}
+
+/// A load that others may join, until this is dropped.
+struct UnderWay {
+    inner: Arc<Inner>,
+    request: Request,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut loading = self
+            .inner
+            .loading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        loading.remove(&self.request);
+        self.inner.loads.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Inner {
+    async fn load(&self, request: &Request) -> Result<Arc<Entry>, Unavailable> {
+        let (stamp, loaded) = (self.freshness.stamp(), BootTime::now());
+        let deadline = Instant::now() + self.options.lookup_timeout;
+        let facts = self.reader.facts(request, deadline).await;
+        let facts = facts.map_err(|error| Unavailable::Lookup(Arc::new(error)))?;
+        let entry = Arc::new(self.entry(request, facts, stamp, loaded));
+        let (keep, drop) = if entry.facts.candidates.is_empty() {
+            (&self.unknown, &self.known)
+        } else {
+            (&self.known, &self.unknown)
+        };
+        drop.invalidate(request);
+        keep.insert(request.clone(), Arc::clone(&entry));
+        Ok(entry)
+    }
+
+    fn entry(&self, request: &Request, facts: Facts, stamp: Stamp, loaded: BootTime) -> Entry {
+        let keys = facts.candidates.iter().map(|candidate| {
+            self.freshness
+                .signing_key_tag(candidate.permission().signing_key_id.as_str())
+        });
+        let mut tags: Vec<Tag> = keys.collect();
+        tags.push(self.freshness.request_tag(request));
+        Entry {
+            facts,
+            stamp,
+            tags: tags.into(),
+            loaded,
+        }
+    }
+}
+
+/// About how many bytes an entry takes; the cache's own share included.
+fn weight(request: &Request, entry: &Entry) -> u32 {
+    const ENTRY: usize = 400;
+    const CANDIDATE: usize = 700;
+    let text = request.identity.as_str().len() + request.spki.as_der().len() + 64;
+    let bytes = ENTRY + text + entry.facts.candidates.len() * (CANDIDATE + 2 * text);
+    u32::try_from(bytes).unwrap_or(u32::MAX)
+}

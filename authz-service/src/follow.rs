@@ -1,0 +1,92 @@
+//! Follows the registry's change feed, and tells [`Freshness`] what it finds.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use registry::{Batch, Feed, Wakeups, Why};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+
+use crate::freshness::{BootTime, Freshness};
+
+/// How the feed is read.
+#[derive(Debug, Clone)]
+pub struct FollowOptions {
+    /// Read this often, whether or not anything woke us.
+    pub poll_interval: Duration,
+    /// Longest a read may take.
+    pub read_timeout: Duration,
+}
+
+/// Wake-ups closer together than this share a read.
+const READ_SPACING: Duration = Duration::from_millis(5);
+/// How often what every reader has seen is forgotten.
+const PRUNE_INTERVAL: Duration = Duration::from_mins(1);
+/// How soon listening is tried again where it failed.
+const LISTEN_RETRY: Duration = Duration::from_secs(5);
+
+/// Reads the feed, for ever.
+pub async fn follow(mut feed: Feed, freshness: Arc<Freshness>, options: FollowOptions) {
+    let mut poll = interval(options.poll_interval);
+    poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut prune_at = Instant::now() + PRUNE_INTERVAL;
+    let mut failing = false;
+    loop {
+        tokio::select! {
+            _ = poll.tick() => {}
+            () = freshness.wanted() => {}
+        }
+        let (began, started) = (BootTime::now(), Instant::now());
+        match feed.read(started + options.read_timeout).await {
+            Ok(batch) => {
+                if failing {
+                    tracing::info!("the registry's changes are followed again");
+                }
+                failing = false;
+                report(&batch);
+                freshness.apply(&batch, began);
+            }
+            Err(error) => {
+                if !failing {
+                    tracing::error!(%error, "the registry's changes can't be followed");
+                }
+                failing = true;
+            }
+        }
+        if Instant::now() >= prune_at {
+            prune_at = Instant::now() + PRUNE_INTERVAL;
+            if let Err(error) = feed.prune(Instant::now() + options.read_timeout).await {
+                tracing::warn!(%error, "old changes can't be pruned");
+            }
+        }
+        sleep_until(started + READ_SPACING).await;
+    }
+}
+
+fn report(batch: &Batch) {
+    match batch {
+        Batch::Changes(_) | Batch::Everything(Why::First) => {}
+        Batch::Everything(why) => tracing::warn!(%why, "all cached permissions are dropped"),
+    }
+}
+
+/// Wakes the reader when Postgres notifies, for ever. Only a hint: where it can't be had
+/// (standbys, some other engines), or is lost, the poll finds the changes.
+pub async fn listen(url: String, freshness: Arc<Freshness>) {
+    let mut warned = false;
+    loop {
+        match timeout(LISTEN_RETRY, Wakeups::listen(&url)).await {
+            Ok(Ok(mut wakeups)) => {
+                warned = false;
+                while wakeups.next().await.is_ok() {
+                    freshness.want();
+                }
+            }
+            Ok(Err(error)) if !warned => {
+                tracing::warn!(%error, "can't LISTEN to the registry; changes are polled for");
+                warned = true;
+            }
+            Ok(Err(_)) | Err(_) => {}
+        }
+        sleep(LISTEN_RETRY).await;
+    }
+}

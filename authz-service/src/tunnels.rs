@@ -1,0 +1,292 @@
+//! Open tunnels: one `ext_proc` stream each, for as long as there are grounds for the tunnel.
+//!
+//! Envoy opens the stream after the Check and before it dials. The order is: register, decide
+//! again from a fresh confirmation, answer; so nothing that is taken back between Check and
+//! registration slips through. From then on every change that touches the tunnel, and the end of
+//! every window, is decided anew. Who and where come from the metadata of our own Check, which
+//! no client can set, never from headers.
+
+mod limits;
+mod message;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessor;
+use envoy_types::pb::envoy::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse};
+use permission::{Decision, Reason, Timestamp, decide};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument as _;
+
+use crate::cache::{Cache, Entry, Unavailable};
+use crate::check::now;
+use crate::freshness::{BootTime, Freshness, Watch};
+use crate::metrics::Metrics;
+
+pub use limits::Limits;
+use limits::Places;
+use message::Opened;
+
+/// Envoy gives up on the first answer after its `message_timeout` (1 s).
+const FIRST_ANSWER: Duration = Duration::from_millis(900);
+/// Longest a later decision may take; the tunnel is open meanwhile.
+const DECISION: Duration = Duration::from_millis(1500);
+/// How soon a decision is tried again while the registry is away.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// Why a tunnel is refused or cut. The code is in Envoy's access log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    /// No grounds any more.
+    Denied(Reason),
+    /// One too many.
+    TooMany,
+    /// This service stops.
+    Stopping,
+}
+
+impl Cut {
+    fn code(self) -> &'static str {
+        match self {
+            Self::Denied(reason) => reason.code(),
+            Self::TooMany => "too_many_tunnels",
+            Self::Stopping => "service_stopping",
+        }
+    }
+}
+
+/// Holds the streams of all open tunnels.
+#[derive(Debug, Clone)]
+pub struct Tunnels {
+    cache: Cache,
+    freshness: Arc<Freshness>,
+    places: Arc<Places>,
+    limits: Limits,
+    metrics: Metrics,
+    stop: CancellationToken,
+}
+
+impl Tunnels {
+    /// Tunnels are cut when `stop` is cancelled.
+    pub fn new(
+        cache: Cache,
+        freshness: Arc<Freshness>,
+        limits: Limits,
+        metrics: Metrics,
+        stop: CancellationToken,
+    ) -> Self {
+        let places = Arc::new(Places::new(limits.total, limits.per_key));
+        Self {
+            cache,
+            freshness,
+            places,
+            limits,
+            metrics,
+            stop,
+        }
+    }
+
+    /// One tunnel from its first message to its end.
+    async fn supervise(
+        self,
+        mut inbound: Streaming<ProcessingRequest>,
+        outbound: mpsc::Sender<Result<ProcessingResponse, Status>>,
+    ) {
+        let deadline = Instant::now() + FIRST_ANSWER;
+        let Ok(Ok(Some(first))) = timeout(FIRST_ANSWER, inbound.message()).await else {
+            return;
+        };
+        let Some(opened) = message::read(&first) else {
+            // Not a tunnel that our Check allowed.
+            tracing::error!("a stream without our metadata was refused: check Envoy's config");
+            let _ = outbound
+                .send(Err(Status::failed_precondition("no decision")))
+                .await;
+            return;
+        };
+        let span = tracing::info_span!("tunnel", decision.id = opened.decision_id);
+        async {
+            let began = std::time::Instant::now();
+            let ended = match self.places.take(&opened.request.spki) {
+                None => Some(Cut::TooMany),
+                Some(place) => {
+                    self.metrics.tunnel_opened();
+                    let ended = self.hold(&opened, &mut inbound, &outbound, deadline).await;
+                    self.metrics.tunnel_closed(ended.map(Cut::code));
+                    drop(place);
+                    ended
+                }
+            };
+            let Some(cut) = ended else { return };
+            tracing::info!(
+                identity = opened.request.identity.as_str().escape_debug().to_string(),
+                destination = %opened.request.destination,
+                reason = cut.code(),
+                open_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+                "tunnel cut"
+            );
+            let _ = outbound
+                .send(Ok(message::cut(cut, &opened.decision_id)))
+                .await;
+            // Envoy ends the stream when it has cut the tunnel; not for ever.
+            let _ = timeout(FIRST_ANSWER, async {
+                while matches!(inbound.message().await, Ok(Some(_))) {}
+            })
+            .await;
+        }
+        .instrument(span)
+        .await;
+    }
+
+    /// Holds a registered tunnel; returns why to cut it, or `None` when it ended by itself.
+    async fn hold(
+        &self,
+        opened: &Opened,
+        inbound: &mut Streaming<ProcessingRequest>,
+        outbound: &mpsc::Sender<Result<ProcessingResponse, Status>>,
+        deadline: Instant,
+    ) -> Option<Cut> {
+        if !self.freshness.confirm(BootTime::now(), deadline).await {
+            return Some(Cut::Denied(Reason::RegistryUnavailable));
+        }
+        let mut grounds = match self.grounds(opened, deadline).await {
+            Ok(grounds) => grounds,
+            Err(refused) => return Some(refused.into()),
+        };
+        if outbound.send(Ok(message::go_on_with(None))).await.is_err() {
+            return None;
+        }
+        loop {
+            tokio::select! {
+                message = inbound.message() => match message {
+                    Ok(Some(message)) => {
+                        let answer = message::go_on_with(message.request.as_ref());
+                        if outbound.send(Ok(answer)).await.is_err() {
+                            return None;
+                        }
+                        continue;
+                    }
+                    Ok(None) | Err(_) => return None,
+                },
+                () = self.stop.cancelled() => return Some(Cut::Stopping),
+                () = grounds.watch.changed() => {}
+                () = sleep(grounds.left()) => {}
+                () = self.unconfirmed() => {
+                    return Some(Cut::Denied(Reason::RegistryUnavailable));
+                }
+            }
+            if grounds.hold(&self.cache) {
+                continue;
+            }
+            match self.grounds(opened, Instant::now() + DECISION).await {
+                Ok(renewed) => grounds = renewed,
+                Err(Refused::Denied(reason)) => return Some(Cut::Denied(reason)),
+                Err(Refused::Unavailable) => {
+                    // What is known of the grounds still ends when it ends.
+                    if let Decision::Deny(reason) =
+                        decide(&grounds.entry.facts, &opened.request, now())
+                    {
+                        return Some(Cut::Denied(reason));
+                    }
+                    // The bound on how long that may go on is `unconfirmed`'s.
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    /// Decides about the tunnel, from facts that are current.
+    async fn grounds(&self, opened: &Opened, deadline: Instant) -> Result<Grounds, Refused> {
+        loop {
+            let facts = self.cache.confirmed_facts(&opened.request, deadline).await;
+            let entry = facts.map_err(|error: Unavailable| {
+                tracing::warn!(%error, "an open tunnel can't be decided about");
+                Refused::Unavailable
+            })?;
+            // Watched first and looked at again then, so that no change falls between.
+            let watch = self.freshness.watch(entry.tags());
+            if !self.cache.is_current(&entry) {
+                continue;
+            }
+            return match decide(&entry.facts, &opened.request, now()) {
+                Decision::Allow(permit) => {
+                    let ends_at = permit.ends_at();
+                    Ok(Grounds {
+                        entry,
+                        watch,
+                        ends_at,
+                        max_age: self.limits.max_age,
+                    })
+                }
+                Decision::Deny(reason) => Err(Refused::Denied(reason)),
+            };
+        }
+    }
+
+    /// Returns when the registry has not confirmed anything for longer than a tunnel may live on.
+    async fn unconfirmed(&self) {
+        loop {
+            let known = self.freshness.confirmed();
+            let age = known.map_or(Duration::MAX, |known| BootTime::now().since(known));
+            match self.limits.max_unconfirmed.checked_sub(age) {
+                None | Some(Duration::ZERO) => return,
+                Some(left) => sleep(left).await,
+            }
+        }
+    }
+}
+
+enum Refused {
+    Denied(Reason),
+    Unavailable,
+}
+
+impl From<Refused> for Cut {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::Denied(reason) => Self::Denied(reason),
+            Refused::Unavailable => Self::Denied(Reason::RegistryUnavailable),
+        }
+    }
+}
+
+/// What an open tunnel rests on.
+struct Grounds {
+    entry: Arc<Entry>,
+    watch: Watch,
+    ends_at: Timestamp,
+    max_age: Duration,
+}
+
+impl Grounds {
+    /// Whether they still hold, without asking anybody.
+    fn hold(&self, cache: &Cache) -> bool {
+        cache.is_current(&self.entry) && now() < self.ends_at
+    }
+
+    /// How long until they must be looked at in any case.
+    fn left(&self) -> Duration {
+        let micros = self.ends_at.as_unix_micros() - now().as_unix_micros();
+        let window = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
+        window.min(self.max_age)
+    }
+}
+
+#[tonic::async_trait]
+impl ExternalProcessor for Tunnels {
+    type ProcessStream = ReceiverStream<Result<ProcessingResponse, Status>>;
+
+    async fn process(
+        &self,
+        request: Request<Streaming<ProcessingRequest>>,
+    ) -> Result<Response<Self::ProcessStream>, Status> {
+        // Envoy sends at most headers and trailers, and waits for each answer.
+        let (outbound, answers) = mpsc::channel(2);
+        tokio::spawn(self.clone().supervise(request.into_inner(), outbound));
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+}

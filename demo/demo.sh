@@ -1,0 +1,151 @@
+#!/usr/bin/env bash
+# The whole gateway as local processes, and a transcript of what it allows and refuses.
+#
+# Everything lives in .demo/ in the project folder, is made anew by each `up`, and goes with
+# `down`. stack.sh starts the parts, transcript.sh tries them.
+set -euo pipefail
+
+usage() {
+    cat >&2 <<'END'
+usage: demo.sh up     start everything, show what is allowed and what is refused, leave it running
+       demo.sh down   stop everything and remove it
+
+Environment:
+  AGENT_GATEWAY_DEMO_DIR                     where it lives (.demo in the project folder)
+  AGENT_GATEWAY_DEMO_TPM_HANDLE              the agent's key in its TPM (0x81010004)
+  AGENT_GATEWAY_DEMO_SWTPM_PORT              the agent's simulated TPM: this and the next (2321)
+  AGENT_GATEWAY_DEMO_PRINCIPAL_SWTPM_PORT    the principal's: this and the next (2331)
+  AGENT_GATEWAY_DEMO_STRANGER_SWTPM_PORT     the stranger's: this and the next (2341)
+  AGENT_GATEWAY_DEMO_PROXY_PORT              the agent's sidecar (3128)
+  AGENT_GATEWAY_DEMO_STRANGER_PROXY_PORT     the stranger's sidecar (3129)
+  AGENT_GATEWAY_DEMO_GATEWAY_PORT            Envoy (8443)
+  AGENT_GATEWAY_DEMO_ENVOY_ADMIN_PORT        Envoy's admin interface (9901)
+  AGENT_GATEWAY_DEMO_GRPC_PORT               the authorization service (50051)
+  AGENT_GATEWAY_DEMO_ADMIN_GRPC_PORT         its reflection, health and debugging (50052)
+  AGENT_GATEWAY_DEMO_ADMIN_HTTP_PORT         its probes and metrics (9464)
+  AGENT_GATEWAY_DEMO_POSTGRES_PORT           the registry's database (15432)
+  AGENT_GATEWAY_DEMO_SERVICE_PORT            docstore on 127.0.0.2, messaging on 127.0.0.3 (8443)
+A port that is taken is replaced by a free one, unless its variable is set.
+
+Exit status: 0 all came out right, 1 something did not, 64 wrong usage, 69 the demo did not start
+END
+    exit 64
+}
+
+say() { echo "demo: $1" >&2; }
+# Ends the script; the EXIT trap adds what it was doing, and the log.
+fail() {
+    echo "error: $1" >&2
+    [ $# -lt 2 ] || echo "hint: $2" >&2
+    exit "${3:-69}"
+}
+
+root=$(cd "$(dirname "$0")/.." && pwd -P)
+demo=$(realpath -m -- "${AGENT_GATEWAY_DEMO_DIR:-$root/.demo}")
+down_command="make demo-down"
+[ -z "${AGENT_GATEWAY_DEMO_DIR:-}" ] ||
+    down_command="$(printf 'AGENT_GATEWAY_DEMO_DIR=%q' "$demo") make demo-down"
+
+# shellcheck source=testbed/ports.sh
+. "$root/testbed/ports.sh"
+# shellcheck source=demo/stack.sh
+. "$root/demo/stack.sh"
+# shellcheck source=demo/transcript.sh
+. "$root/demo/transcript.sh"
+
+# What this shell happens to have set must not reach the demo's parts.
+forget_environment() {
+    local name
+    for name in $(compgen -e); do
+        case $name in
+        AGENT_GATEWAY_DEMO_*) ;;
+        AGENT_GATEWAY_* | DATABASE_URL | PG* | RUST_LOG) unset "$name" ;;
+        esac
+    done
+}
+
+up() {
+    trap finish EXIT
+    heed_signals
+    # These may write outside the demo's folder, so they keep the caller's umask.
+    step setup "installing what is missing"
+    "$root/testbed/setup"
+    step build "building the programs (minutes, the first time)"
+    build
+
+    umask 077
+    step folders "stopping an older demo, choosing ports"
+    make_folders
+    choose_ports
+    step certs "making keys and certificates"
+    "$root/demo/generate-server-certs.sh" certs
+    step postgres "starting Postgres, with a role for each job"
+    start_postgres
+    step services "starting the services docstore and messaging"
+    start_services
+    step authz "starting the authorization service"
+    start_authz
+    step envoy "starting Envoy"
+    start_envoy
+    step swtpm-principal "giving the principal org-alice a TPM, a key in it, and a scope"
+    enrol_principal
+    step sidecar "giving agent-alpha a TPM, a key in it, and a sidecar"
+    start_agent
+    step sidecar-stranger "giving a stranger the same name, but another TPM and key"
+    start_stranger
+    write_environment
+    doing="the transcript" log=sidecar
+    transcript
+    finished=yes
+    use_by_hand
+    [ "$wrong" = 0 ]
+}
+
+heed_signals() {
+    trap 'interrupted=yes; exit 130' INT TERM HUP
+    [ -z "$interrupted" ] || exit 130
+}
+
+# Until heed_signals, so that nothing is started without being written down.
+hold_signals() { trap 'interrupted=yes' INT TERM HUP; }
+
+# Runs at every end of `up`. What an earlier run made is touched only once this one has begun to.
+finish() {
+    local status=$?
+    trap - EXIT
+    # A second Ctrl-C must not leave half of it running.
+    trap '' INT TERM HUP
+    [ -z "$finished" ] || exit "$status"
+    if [ -n "$interrupted" ]; then
+        echo >&2
+        say "interrupted"
+        [ -z "$made" ] || take_down
+        exit "$status"
+    fi
+    echo "error: the demo failed at \"$doing\" (exit status $status)" >&2
+    explain
+    if [ -n "$made" ]; then
+        stop_processes
+        say "everything is stopped; the logs are in $demo/logs, and $down_command removes them"
+    fi
+    [ "$status" = 64 ] || status=69
+    exit "$status"
+}
+
+finished='' interrupted='' made='' wrong=0 doing='' log='' steps=0
+step() {
+    steps=$((steps + 1)) log=$1 doing=$2
+    printf 'demo: [%2d/11] %s\n' "$steps" "$2" >&2
+}
+
+[ $# = 1 ] || usage
+forget_environment
+PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+case $1 in
+up) up ;;
+down)
+    take_down
+    say "nothing of it is left in $demo"
+    ;;
+*) usage ;;
+esac

@@ -1,0 +1,352 @@
+# The demo's parts: how each is set up, started and stopped. Sourced by demo.sh.
+# shellcheck shell=bash disable=SC2154
+
+# Programs come from wherever cargo puts them (CARGO_TARGET_DIR, or its configuration).
+build() {
+    (cd "$root" && cargo build --bins -p authz-service -p registry-cli -p sidecar -p demo)
+    local target
+    target=$(cd "$root" && cargo metadata --no-deps --format-version 1 | jq -r .target_directory)
+    programs=$target/debug
+}
+
+# One demo.sh at a time works in a folder.
+lock_folder() {
+    mkdir -p -- "$demo"
+    # Processes started from here must not hold the lock on: see start.
+    exec 9<"$demo"
+    flock -n 9 || fail "another demo.sh works in $demo"
+}
+
+make_folders() {
+    lock_folder
+    empty_folder
+    : >"$demo/.agent-gateway-demo"
+    made=yes
+    # The user postgres has to pass through to its own folder, and sees nothing else.
+    if [ "$(id -u)" = 0 ]; then chmod 711 "$demo"; else chmod 700 "$demo"; fi
+    cd -- "$demo" || exit
+    mkdir logs run secrets tpm agents
+}
+
+# start NAME COMMAND…: in the background, in a session of its own, so that this terminal's Ctrl-C
+# does not reach it, and orphaned on purpose, because Envoy ends with its parent.
+start() {
+    log=$1
+    shift
+    hold_signals
+    # shellcheck disable=SC2016
+    setsid -f bash -c 'echo "$$ $(birth $$)" >"$0" && exec "$@"' "run/$log.pid" "$@" \
+        </dev/null >"logs/$log.log" 2>&1 9<&-
+    for _ in {1..500}; do
+        [ ! -s "run/$log.pid" ] || break
+        sleep 0.01 || true
+    done
+    heed_signals
+}
+
+# birth PID: when it started, in clock ticks since boot, which with its id tells it from any other
+# process; nothing if it has ended.
+birth() {
+    local stat
+    stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 0
+    # "PID (NAME) STATE …"; the start is field 22, and NAME may hold anything.
+    read -ra stat <<<"${stat##*) }"
+    [ "${stat[0]}" = Z ] || echo "${stat[19]}"
+}
+export -f birth
+
+# running NAME: whether the process that was started by that name still runs.
+running() {
+    local pid born
+    read -r pid born 2>/dev/null <"$demo/run/$1.pid" || return 1
+    [ -n "$born" ] && [ "$(birth "$pid")" = "$born" ]
+}
+
+# until_true WHAT CONDITION…: waits for it, at most 30 s and while the process of this step runs.
+until_true() {
+    local what=$1 deadline=$((SECONDS + 30))
+    shift
+    until "$@"; do
+        [ "$SECONDS" -lt "$deadline" ] || fail "waited 30 s in vain for $what"
+        [ ! -e "run/$log.pid" ] || running "$log" || fail "$log has ended by itself"
+        sleep 0.05
+    done
+}
+
+listens() { (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null; }
+answers() { curl -q -fsS --noproxy '*' --max-time 2 -o /dev/null "$1" 2>/dev/null; }
+
+# port VARIABLE [COUNT]: settles a port variable; in capitals, with AGENT_GATEWAY_DEMO_ before it,
+# it is the user's. COUNT ports in a row are used.
+port() {
+    local variable=$1 count=${2:-1} default=${!1} chosen offset taken=''
+    chosen=AGENT_GATEWAY_DEMO_${variable^^}
+    local value=${!chosen:-$default}
+    [[ $value =~ ^[1-9][0-9]{0,4}$ && $((value + count - 1)) -le 65535 ]] ||
+        fail "$chosen is no port: $value" "a number from 1 to 65535" 64
+    for ((offset = 0; offset < count; offset++)); do
+        ! port_in_use $((value + offset)) || taken=$((value + offset))
+    done
+    if [ -n "$taken" ]; then
+        [ -z "${!chosen:-}" ] || fail "port $taken is in use, but $chosen asks for it" \
+            "without $chosen a free port is taken" 64
+        value=$(free_port "$count")
+        say "port $taken is in use: ${variable//_/ } is $value"
+    fi
+    printf -v "$variable" %s "$value"
+}
+
+choose_ports() {
+    swtpm_port=2321 principal_swtpm_port=2331 stranger_swtpm_port=2341
+    proxy_port=3128 stranger_proxy_port=3129
+    gateway_port=8443 envoy_admin_port=9901
+    grpc_port=50051 admin_grpc_port=50052 admin_http_port=9464
+    postgres_port=15432 service_port=8443
+    local name
+    for name in swtpm_port principal_swtpm_port stranger_swtpm_port; do
+        port "$name" 2
+    done
+    for name in proxy_port stranger_proxy_port gateway_port envoy_admin_port grpc_port \
+        admin_grpc_port admin_http_port postgres_port service_port; do
+        port "$name"
+    done
+    # The services' addresses are their own, so that both can have the port that Envoy has too.
+    docstore=docstore:$service_port messaging=messaging:$service_port
+}
+
+secret() { openssl rand -hex 24; }
+
+start_postgres() {
+    local data=$demo/postgres
+    hold_signals
+    if [ "$(id -u)" = 0 ] && ! setpriv --reuid=postgres --regid=postgres --init-groups -- test -x "$demo"; then
+        data=$(trap '' INT TERM HUP; mktemp -d /var/tmp/agent-gateway-demo.XXXXXX)
+        say "the user postgres can't enter $demo, so its data is in $data"
+    fi
+    echo "$data" >run/postgres.dir
+    secret >secrets/postgres.password
+    # In sessions of their own: a Ctrl-C half-way would leave processes that nobody knows. From /,
+    # as initdb complains of a folder that the user postgres can't enter.
+    setsid -w env -C / "$root/testbed/postgres-cluster" init "$data" --auth scram-sha-256 \
+        --pwfile "$demo/secrets/postgres.password" >logs/postgres.log 2>&1 9<&-
+    setsid -w "$root/testbed/postgres-cluster" start "$data" "$postgres_port" \
+        >>logs/postgres.log 2>&1 9<&-
+    heed_signals
+
+    # The owner makes the tables, and with them the roles that the other two become members of.
+    make_role owner "CREATEROLE"
+    as_superuser postgres <<<"CREATE DATABASE registry OWNER owner TEMPLATE template0"
+    write_config
+    AGENT_GATEWAY_MIGRATE_DATABASE_URL=$(<secrets/owner.url) AGENT_GATEWAY_DATABASE_URL=unused \
+        "$programs/agent-gateway-authz" migrate --config config.toml >>logs/postgres.log
+    as_superuser postgres <<<"ALTER ROLE owner NOCREATEROLE"
+    make_role service "IN ROLE agent_gateway_reader"
+    make_role admin "IN ROLE agent_gateway_writer"
+}
+
+# make_role NAME OPTIONS: a login role, and secrets/NAME.url for it.
+make_role() {
+    local password
+    password=$(secret)
+    # A statement that fails would be logged, with the password in it.
+    as_superuser postgres <<<"SET log_min_error_statement = panic;
+        CREATE ROLE $1 LOGIN PASSWORD '$password' $2"
+    echo "postgres://$1:$password@127.0.0.1:$postgres_port/registry" >"secrets/$1.url"
+}
+
+as_superuser() {
+    PGPASSWORD=$(<secrets/postgres.password) psql -X -q -v ON_ERROR_STOP=1 \
+        -h 127.0.0.1 -p "$postgres_port" -U postgres -d "$1" >>logs/postgres.log 2>&1
+}
+
+write_config() {
+    cat >hosts <<END
+127.0.0.2 docstore
+127.0.0.3 messaging
+END
+    cat >config.toml <<END
+[server]
+grpc_addr = "127.0.0.1:$grpc_port"
+
+[admin]
+grpc_addr = "127.0.0.1:$admin_grpc_port"
+http_addr = "127.0.0.1:$admin_http_port"
+
+[policy]
+database_url_env = "AGENT_GATEWAY_DATABASE_URL"
+
+[tunnel]
+gateway_listeners = ["127.0.0.1:$gateway_port", "127.0.0.1:$envoy_admin_port"]
+
+# Loopback addresses are refused, but for these destinations, each for its own one.
+[[tunnel.private]]
+destination = "$docstore"
+cidrs = ["127.0.0.2/32"]
+
+[[tunnel.private]]
+destination = "$messaging"
+cidrs = ["127.0.0.3/32"]
+
+[dns]
+hosts_file = $(jq -n --arg path "$demo/hosts" '$path')
+END
+}
+
+start_services() {
+    local name address=2
+    for name in docstore messaging; do
+        start "$name" "$programs/agent-gateway-mock-service" --name "$name" \
+            --listen "127.0.0.$address:$service_port" \
+            --cert certs/mock-services.pem --key certs/mock-services-key.pem
+        until_true "$name to listen" listens "127.0.0.$address" "$service_port"
+        address=$((address + 1))
+    done
+}
+
+start_authz() {
+    AGENT_GATEWAY_DATABASE_URL=$(<secrets/service.url) \
+        start authz "$programs/agent-gateway-authz" serve --config config.toml
+    until_true "the authorization service to be ready" answers "http://127.0.0.1:$admin_http_port/readyz"
+}
+
+# The project's own envoy.yaml; its relative paths (certs/, logs/) are those of this folder.
+start_envoy() {
+    local substitutions=() pair from
+    for pair in "8443:$gateway_port" "9901:$envoy_admin_port" "50051:$grpc_port"; do
+        from="{address: 127.0.0.1, port_value: ${pair%:*}}"
+        [ "$(grep -cF "$from" "$root/envoy/envoy.yaml")" = 1 ] ||
+            fail "envoy/envoy.yaml should hold \"$from\" once"
+        # `t`: a port that was set is not taken for the next one's default.
+        substitutions+=(-e "s/$from/{address: 127.0.0.1, port_value: ${pair#*:}}/;t")
+    done
+    sed "${substitutions[@]}" "$root/envoy/envoy.yaml" >envoy.yaml
+    start envoy "$root/.tools/bin/envoy" --disable-hot-restart --concurrency 2 \
+        --log-level info --file-flush-interval-msec 1000 --config-path envoy.yaml
+    until_true "Envoy to be ready" answers "http://127.0.0.1:$envoy_admin_port/ready"
+    until_true "Envoy to listen" listens 127.0.0.1 "$gateway_port"
+}
+
+# start_tpm NAME PORT: a simulated TPM. Its TCTI takes the control port to be the next one.
+start_tpm() {
+    mkdir "tpm/$1"
+    start "swtpm-$1" swtpm socket --tpm2 --flags not-need-init,startup-clear \
+        --tpmstate "dir=tpm/$1,mode=0600" \
+        --server "type=tcp,bindaddr=127.0.0.1,port=$2" \
+        --ctrl "type=tcp,bindaddr=127.0.0.1,port=$(($2 + 1))"
+    until_true "the TPM to listen" listens 127.0.0.1 "$2"
+}
+
+registry() {
+    log=registry
+    AGENT_GATEWAY_DATABASE_URL=$(<secrets/admin.url) "$programs/agent-gateway-registry" "$@" \
+        >>logs/registry.log 2>&1
+}
+
+enrol_principal() {
+    start_tpm principal "$principal_swtpm_port"
+    principal_tcti=swtpm:host=127.0.0.1,port=$principal_swtpm_port
+    registry register-key org-alice --tcti "$principal_tcti"
+    registry grant-scope org-alice "$docstore" "$messaging" --valid 60d
+}
+
+# grant DESTINATION: org-alice signs it for agent-alpha's key.
+grant() {
+    registry grant --key org-alice --tcti "$principal_tcti" --identity agent-alpha \
+        --spki agents/agent-alpha/spki.hex --destination "$1" --valid 30d
+}
+
+# start_sidecar NAME STATE SWTPM_PORT PROXY_PORT
+start_sidecar() {
+    log=sidecar-init
+    "$programs/agent-gateway-sidecar" init --identity agent-alpha --state "agents/$2" \
+        --tcti "swtpm:host=127.0.0.1,port=$3" \
+        --handle "${AGENT_GATEWAY_DEMO_TPM_HANDLE:-0x81010004}" >>logs/sidecar-init.log 2>&1
+    start "$1" "$programs/agent-gateway-sidecar" run --gateway "127.0.0.1:$gateway_port" \
+        --ca certs/server-ca.pem --state "agents/$2" --listen "127.0.0.1:$4"
+    until_true "the sidecar to listen" listens 127.0.0.1 "$4"
+}
+
+start_agent() {
+    start_tpm agent "$swtpm_port"
+    start_sidecar sidecar agent-alpha "$swtpm_port" "$proxy_port"
+}
+
+start_stranger() {
+    start_tpm stranger "$stranger_swtpm_port"
+    start_sidecar sidecar-stranger stranger "$stranger_swtpm_port" "$stranger_proxy_port"
+}
+
+# What `. .demo/env` gives a shell; secrets stay in their files.
+write_environment() {
+    cat >./env <<END
+# For a shell that plays with the demo: ". $(printf %q "$demo")/env"
+export PATH=$(printf %q "$programs:$root/.tools/bin"):\$PATH
+export AGENT_GATEWAY_STATE=$(printf %q "$demo/agents/agent-alpha")
+export AGENT_GATEWAY_TCTI=$principal_tcti
+AGENT_GATEWAY_DATABASE_URL=\$(cat $(printf %q "$demo/secrets/admin.url"))
+export AGENT_GATEWAY_DATABASE_URL
+DEMO=$(printf %q "$demo")
+END
+}
+
+# What went wrong: the end of the log of the current step.
+explain() {
+    [ -n "$made" ] || return 0
+    local file=logs/$log.log
+    if [ "$log" = postgres ] && [ -s run/postgres.dir ] && [ -s "$(<run/postgres.dir)/log" ]; then
+        cat "$(<run/postgres.dir)/log" >>"$file"
+    fi
+    [ -s "$file" ] || return 0
+    echo "the end of $demo/$file:" >&2
+    tail -n 15 "$file" | sed 's/^/    /' >&2
+}
+
+stop_processes() {
+    local file name pid deadline=$((SECONDS + 10))
+    for file in "$demo"/run/*.pid; do
+        name=$(basename "$file" .pid)
+        running "$name" || continue
+        read -r pid _ <"$file"
+        kill "$pid" 2>/dev/null || true
+    done
+    for file in "$demo"/run/*.pid; do
+        name=$(basename "$file" .pid)
+        while running "$name"; do
+            if [ "$SECONDS" -ge "$deadline" ]; then
+                say "$name does not stop; killing it"
+                read -r pid _ <"$file"
+                kill -KILL "$pid" 2>/dev/null || true
+                break
+            fi
+            sleep 0.05
+        done
+    done
+    [ ! -s "$demo/run/postgres.dir" ] ||
+        "$root/testbed/postgres-cluster" stop "$(<"$demo/run/postgres.dir")" 9<&- ||
+        say "Postgres did not stop"
+}
+
+# Stops what an earlier run started, and removes what it made.
+empty_folder() {
+    [ -n "$(ls -A -- "$demo")" ] || return 0
+    [ -e "$demo/.agent-gateway-demo" ] ||
+        fail "$demo holds other things than a demo" "set AGENT_GATEWAY_DEMO_DIR to a new folder" 64
+    stop_processes
+    local data=
+    [ ! -s "$demo/run/postgres.dir" ] || data=$(<"$demo/run/postgres.dir")
+    case $data in
+    /var/tmp/agent-gateway-demo.??????) rm -rf -- "$data" ;;
+    esac
+    # The marker goes last: what is left of an interrupted removal can be removed again.
+    find "$demo" -mindepth 1 ! -path "$demo/.agent-gateway-demo" -delete
+    rm -- "$demo/.agent-gateway-demo"
+}
+
+# Nothing to do is a success.
+take_down() {
+    [ -e "$demo" ] || return 0
+    [ -n "$made" ] || lock_folder
+    empty_folder
+    cd /
+    rmdir -- "$demo"
+}

@@ -1,0 +1,135 @@
+# What the demo shows: one attempt after the other, and a table of them all. Sourced by demo.sh.
+# shellcheck shell=bash disable=SC2154
+
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then
+    bold=$'\e[1m' green=$'\e[32m' red=$'\e[31m' plain=$'\e[0m'
+else
+    bold='' green='' red='' plain=''
+fi
+
+table=()
+
+# verdict WHAT EXPECTED SEEN
+verdict() {
+    local result="ok"
+    [ "$2" = "$3" ] || {
+        result=FAILED
+        wrong=$((wrong + 1))
+    }
+    table+=("$result|$1|$2|$3")
+    [ "$result" = ok ] || echo "   expected: $2"
+    echo "   $3 ... $(coloured "$result")"
+}
+
+coloured() {
+    if [ "$1" = ok ]; then echo "$green$1$plain"; else echo "$red$1$plain"; fi
+}
+
+try() { printf '\n%s%s%s\n' "$bold" "$1" "$plain"; }
+show() { echo "   \$ $*"; }
+
+as_agent() {
+    local state=$1
+    shift
+    "$programs/agent-gateway-sidecar" exec --state "agents/$state" -- "$@"
+}
+
+# fetch STATE URL: sets `seen`: the status of the tunnel, then that of the page or why there is none.
+fetch() {
+    local status=0 codes tunnel page
+    rm -f run/page run/refusal
+    codes=$(as_agent "$1" curl -q -sS --max-time 20 --cacert certs/mock-ca.pem \
+        -o run/page -w '%{http_connect} %{http_code}' "$2" 2>run/curl.err) || status=$?
+    read -r tunnel page <<<"${codes:-000 000}"
+    if [ "$status" = 0 ]; then
+        seen="tunnel $tunnel, page $page"
+        echo "   $(<run/page)"
+        return
+    fi
+    # curl shows no body of a proxy's answer. The bare CONNECT that it sent before does: an agent
+    # with another client sees the same.
+    local url=${2#https://}
+    # shellcheck disable=SC2016
+    as_agent "$1" sh -c 'exec curl -q -sS --noproxy "*" --max-time 20 -o run/refusal \
+        -X CONNECT --request-target "$0" "$HTTPS_PROXY"' "${url%%/*}" 2>run/connect.err || true
+    seen="tunnel $tunnel, $(jq -r '.reason // "no reason"' run/refusal 2>/dev/null || cat run/curl.err)"
+    [ ! -s run/refusal ] || echo "   $(<run/refusal)"
+}
+
+transcript() {
+    local page=https://$docstore/health seen
+    local curl="agent-gateway-sidecar exec -- curl"
+    grant "$docstore"
+
+    try "1. Without its sidecar the agent reaches nothing: the name exists for the gateway alone."
+    show "curl $page"
+    local status=0
+    curl -q -sS --noproxy '*' --connect-timeout 10 --max-time 20 --cacert certs/mock-ca.pem \
+        -o /dev/null "$page" 2>run/curl.err || status=$?
+    echo "   $(head -n 1 run/curl.err)"
+    if [ "$status" = 0 ]; then seen="reached"; else seen="not reached"; fi
+    verdict "$docstore without the sidecar" "not reached" "$seen"
+
+    try "2. org-alice signed agent-alpha's key for $docstore: the agent fetches a page by name."
+    show "$curl $page"
+    fetch agent-alpha "$page"
+    [ "$(cat run/page 2>&1)" = '{"service":"docstore","status":"ok"}' ] || seen="$seen, not docstore's"
+    verdict "$docstore, granted" "tunnel 200, page 200" "$seen"
+
+    try "3. Nobody signed $messaging for it."
+    show "$curl https://$messaging/health"
+    fetch agent-alpha "https://$messaging/health"
+    verdict "$messaging, not granted" "tunnel 403, no_permission" "$seen"
+
+    try "4. A stranger calls itself agent-alpha too, but its TPM holds another key."
+    show "$curl $page    # the stranger's sidecar"
+    fetch stranger "$page"
+    verdict "$docstore, stranger's key" "tunnel 403, no_permission" "$seen"
+
+    try "5. org-alice takes the permission back."
+    show "agent-gateway-registry revoke --identity agent-alpha --destination $docstore"
+    registry revoke --identity agent-alpha --destination "$docstore"
+    show "$curl $page"
+    fetch agent-alpha "$page"
+    verdict "$docstore, revoked" "tunnel 403, permission_revoked" "$seen"
+
+    try "6. And grants it again, so that you can go on from here."
+    show "agent-gateway-registry grant --key org-alice --identity agent-alpha … --destination $docstore"
+    grant "$docstore"
+    show "$curl $page"
+    fetch agent-alpha "$page"
+    verdict "$docstore, granted again" "tunnel 200, page 200" "$seen"
+
+    print_table
+}
+
+print_table() {
+    local row result what expected seen
+    printf '\n%s%-36s%-32s%-32s%s%s\n' "$bold" "agent-alpha to" expected seen result "$plain"
+    for row in "${table[@]}"; do
+        IFS='|' read -r result what expected seen <<<"$row"
+        printf '%-36s%-32s%-32s%s\n' "$what" "$expected" "$seen" "$(coloured "$result")"
+    done
+    if [ "$wrong" = 0 ]; then
+        printf '\nAll %d came out as they should.\n' "${#table[@]}"
+    else
+        printf '\n%d of %d did not come out as they should; the logs are in %s/logs.\n' \
+            "$wrong" "${#table[@]}" "$demo"
+    fi
+}
+
+use_by_hand() {
+    cat <<END
+
+Everything still runs. To go on by hand (logs are in $demo/logs):
+
+  . $(printf %q "$demo")/env
+  agent-gateway-sidecar exec -- curl --cacert "\$DEMO/certs/mock-ca.pem" https://$docstore/documents
+  agent-gateway-registry grant --key org-alice --identity agent-alpha --spki "\$DEMO/agents/agent-alpha/spki.hex" --destination $messaging --valid 1h
+  agent-gateway-sidecar exec -- curl --cacert "\$DEMO/certs/mock-ca.pem" https://$messaging/messages
+  agent-gateway-registry list
+  grpcurl -plaintext 127.0.0.1:$admin_grpc_port list
+
+To stop and remove it: $down_command
+END
+}
