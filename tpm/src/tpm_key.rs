@@ -7,7 +7,8 @@ mod template;
 
 use std::io;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
-use std::thread;
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use p256::PublicKey;
@@ -35,7 +36,7 @@ const QUEUE: usize = 256;
 pub struct TpmKey {
     location: Location,
     public_key: PublicKey,
-    requests: SyncSender<Request>,
+    thread: TpmThread,
     sign_timeout: Duration,
 }
 
@@ -94,10 +95,19 @@ impl TpmKey {
         let (opened, opening) = mpsc::sync_channel(1);
         let (requests, waiting) = mpsc::sync_channel(QUEUE);
         let place = location.clone();
-        thread::Builder::new()
+        let (alive, ended) = mpsc::sync_channel::<()>(0);
+        let handle = thread::Builder::new()
             .name("tpm".to_owned())
-            .spawn(move || run(place, empty, &opened, &waiting))
+            .spawn(move || {
+                run(place, empty, &opened, &waiting);
+                drop(alive);
+            })
             .map_err(TpmError::Thread)?;
+        let thread = TpmThread {
+            requests: Some(requests),
+            ended: Mutex::new(ended),
+            handle: Some(handle),
+        };
         let public_key = match opening.recv_timeout(timeouts.open) {
             Ok(outcome) => outcome?,
             Err(RecvTimeoutError::Timeout) => {
@@ -112,7 +122,7 @@ impl TpmKey {
         Ok(public_key.map(|public_key| TpmKey {
             location: location.clone(),
             public_key,
-            requests,
+            thread,
             sign_timeout: timeouts.sign,
         }))
     }
@@ -126,7 +136,10 @@ impl TpmKey {
         let deadline = Instant::now() + self.sign_timeout;
         let (reply, answer) = mpsc::sync_channel(1);
         let location = || self.location.clone();
-        self.requests
+        let Some(requests) = &self.thread.requests else {
+            return Err(SignError::Unavailable(TpmError::ThreadEnded));
+        };
+        requests
             .try_send(Request {
                 digest,
                 deadline,
@@ -154,6 +167,33 @@ impl TpmKey {
             Err(RecvTimeoutError::Disconnected) => {
                 Err(SignError::Unavailable(TpmError::ThreadEnded))
             }
+        }
+    }
+}
+
+/// The thread that owns the TPM, for as long as this lives.
+#[derive(Debug)]
+struct TpmThread {
+    requests: Option<SyncSender<Request>>,
+    /// Disconnected when the thread has let go of the TPM.
+    ended: Mutex<Receiver<()>>,
+    handle: Option<JoinHandle<()>>,
+}
+
+/// How long a program that is done with its key waits for the thread to let go of the TPM.
+const LET_GO: Duration = Duration::from_secs(1);
+
+/// Waits: a program that ends while the C library is being called would pull it from under the
+/// thread. Not for ever: a TPM that hangs must not keep anybody from ending.
+impl Drop for TpmThread {
+    fn drop(&mut self) {
+        self.requests = None;
+        let ended = self.ended.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let (Err(RecvTimeoutError::Disconnected), Some(handle)) =
+            (ended.recv_timeout(LET_GO), self.handle.take())
+        {
+            // It panics only where a test makes it.
+            let _ = handle.join();
         }
     }
 }

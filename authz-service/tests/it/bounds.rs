@@ -21,7 +21,7 @@ async fn a_slow_registry_does_not_hold_a_check_beyond_its_time() {
     let mut environment = PATIENT.to_vec();
     environment.push(("AGENT_GATEWAY__SERVER__CHECK_TIMEOUT_MS", "300"));
     let scene = Scene::start_with(&environment).await;
-    scene.grant();
+    scene.grant().await;
     let lock = TableLock::of_permissions(&scene.database);
     let answer = timeout(GUARD, scene.check()).await.unwrap();
     assert_eq!(verdict(&answer), (503, "registry_unavailable"));
@@ -70,7 +70,7 @@ async fn checks_beyond_the_bound_are_refused_at_once() {
     let mut environment = PATIENT.to_vec();
     environment.push(("AGENT_GATEWAY__SERVER__MAX_CONCURRENT_CHECKS", "2"));
     let scene = Scene::start_with(&environment).await;
-    scene.grant();
+    scene.grant().await;
     let lock = TableLock::of_permissions(&scene.database);
     let client = scene.client().await;
     // Different ones: equal ones would share a lookup.
@@ -95,7 +95,7 @@ async fn checks_beyond_the_bound_are_refused_at_once() {
 #[tokio::test]
 async fn a_message_over_the_bound_is_refused() {
     let scene = Scene::start().await;
-    scene.grant();
+    scene.grant().await;
     let mut client = scene.client().await;
     for (bytes, expected) in [(200 * 1024, None), (300 * 1024, Some(Code::OutOfRange))] {
         let mut request = scene.request();

@@ -39,7 +39,7 @@ fn unix_millis() -> u128 {
 #[tokio::test]
 async fn an_allow_tells_envoy_everything_and_nothing_else() {
     let scene = Scene::start().await;
-    scene.grant();
+    scene.grant().await;
     let response = scene.check().await;
     assert_eq!(verdict(&response), (200, "allowed"));
     let mut metadata = metadata(&response);
@@ -67,7 +67,7 @@ async fn an_allow_tells_envoy_everything_and_nothing_else() {
 async fn a_tunnel_may_last_until_its_permission_ends() {
     let scene = Scene::start().await;
     let granted = unix_millis();
-    scene.grant_during(Times::from_now(-60, 600));
+    scene.grant_during(Times::from_now(-60, 600)).await;
     let millis = duration_millis(&scene.check().await);
     assert!(millis <= 600_000, "{millis}");
     // It was written before it arrived here; two clocks are rounded down on the way.
@@ -78,7 +78,7 @@ async fn a_tunnel_may_last_until_its_permission_ends() {
 #[tokio::test]
 async fn no_tunnel_lasts_for_more_than_a_day() {
     let scene = Scene::start().await;
-    scene.grant();
+    scene.grant().await;
     let day = 24 * 60 * 60 * 1000;
     let asked = unix_millis();
     let millis = duration_millis(&scene.check().await);
@@ -89,7 +89,7 @@ async fn no_tunnel_lasts_for_more_than_a_day() {
 #[tokio::test]
 async fn requests_that_are_no_connect_are_405() {
     let scene = Scene::start().await;
-    scene.grant();
+    scene.grant().await;
     let mut get = scene.request();
     "GET".clone_into(&mut http_of(&mut get).method);
     let mut lower_case = scene.request();
@@ -177,7 +177,7 @@ async fn a_role_that_may_only_read_is_enough() {
     })
     .await;
     assert_eq!(verdict(&scene.check().await), (403, "no_permission"));
-    scene.grant();
+    scene.grant().await;
     assert_eq!(verdict(&scene.check().await), (200, "allowed"));
     let log = scene.authz.process().log();
     assert!(!log.contains("could change permissions"), "{log}");

@@ -29,7 +29,7 @@ impl Scene {
 async fn an_allow_is_explained_by_certificate_as_by_key() {
     let scene = Scene::start().await;
     let times = Times::default();
-    scene.grant_during(times.clone());
+    scene.grant_during(times.clone()).await;
     let by_certificate = ExplainRequest {
         certificate_pem: scene.agent.pem().to_owned(),
         destination: "DocStore:8443".to_owned(),
@@ -67,7 +67,7 @@ async fn an_allow_is_explained_by_certificate_as_by_key() {
 #[tokio::test]
 async fn every_fault_of_a_row_is_explained() {
     let scene = Scene::start().await;
-    scene.grant();
+    scene.grant().await;
     let unchecked = "ALTER TABLE principal_signing_keys
                      DROP CONSTRAINT principal_signing_keys_algorithm_check";
     scene.database.execute(unchecked).unwrap();
@@ -119,7 +119,7 @@ async fn every_fault_of_a_row_is_explained() {
                 .database
                 .execute("DELETE FROM permission_registry")
                 .unwrap();
-            scene.grant();
+            scene.grant().await;
         } else {
             let undone = format!("UPDATE {table} SET {undo}");
             scene.database.execute(&undone).unwrap();
@@ -160,7 +160,7 @@ async fn every_candidate_is_shown_with_its_own_fault() {
 #[tokio::test]
 async fn what_cannot_be_read_is_a_denied_decision() {
     let scene = Scene::start().await;
-    scene.grant();
+    scene.grant().await;
     let with_certificate = |pem: &str| ExplainRequest {
         certificate_pem: pem.to_owned(),
         destination: DESTINATION.to_owned(),

@@ -105,7 +105,7 @@ async fn a_check_by_hand_gives_a_readable_answer() {
     assert_eq!(body["reason"], "no_permission");
     assert_eq!(denied["dynamicMetadata"]["identity"], AGENT);
 
-    scene.grant();
+    scene.grant().await;
     let allowed = check(&scene, &request);
     assert_eq!(allowed["status"], json!({}));
     let header = &allowed["okResponse"]["headers"][0]["header"];

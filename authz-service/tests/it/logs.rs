@@ -26,7 +26,7 @@ async fn a_decision_is_one_line_that_says_who_where_and_why() {
     headers.insert("x-request-id".to_owned(), "request-1".to_owned());
     let mut client = scene.client().await;
     client.check(request.clone()).await.unwrap();
-    scene.grant();
+    scene.grant().await;
     client.check(request).await.unwrap();
     let denied = lines(scene.authz.process(), "denied");
     let allowed = lines(scene.authz.process(), "allowed");

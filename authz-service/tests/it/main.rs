@@ -86,13 +86,14 @@ impl Scene {
     }
 
     /// Allows the agent [`DESTINATION`].
-    fn grant(&self) {
-        self.grant_during(Times::default());
+    async fn grant(&self) {
+        self.grant_during(Times::default()).await;
     }
 
-    fn grant_during(&self, times: Times) {
+    async fn grant_during(&self, times: Times) {
         let grant = Grant::new(AGENT, self.agent.spki_der(), DESTINATION).during(times);
         self.principal.grant(&self.database, &grant).unwrap();
+        self.authz.settle().await;
     }
 
     /// A client of Envoy's listener, on a connection of its own.

@@ -42,7 +42,7 @@ async fn metrics_count_checks_by_decision_and_reason() {
     let scene = Scene::start().await;
     let address = scene.authz.admin_http_addr();
     assert_eq!(verdict(&scene.check().await), (403, "no_permission"));
-    scene.grant();
+    scene.grant().await;
     for _ in 0..2 {
         assert_eq!(verdict(&scene.check().await), (200, "allowed"));
     }

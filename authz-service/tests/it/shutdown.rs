@@ -10,7 +10,7 @@ use super::{Scene, http, verdict};
 async fn a_signal_ends_the_service_after_the_check_in_progress() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut scene = Scene::start_with(&PATIENT).await;
-        scene.grant();
+        scene.grant().await;
         let lock = TableLock::of_permissions(&scene.database);
         let (mut client, request) = (scene.client().await, scene.request());
         let check = tokio::spawn(async move { client.check(request).await });

@@ -89,7 +89,7 @@ fn traceparent(trace: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_check_continues_envoys_trace() {
     let (mut scene, collected) = traced(&[]).await;
-    scene.grant();
+    scene.grant().await;
     let mut message = scene.request();
     let headers = &mut http_of(&mut message).headers;
     headers.insert("traceparent".to_owned(), traceparent(OTHER_TRACE));
@@ -183,7 +183,7 @@ async fn no_secret_is_traced_or_logged_however_much_is() {
         database.url_as(&role, "planted-password").unwrap()
     })
     .await;
-    scene.grant();
+    scene.grant().await;
     let mut request = scene.request();
     let http = http_of(&mut request);
     for name in ["proxy-authorization", "authorization", "cookie"] {
@@ -224,7 +224,7 @@ async fn a_collector_that_hangs_does_not_hold_up_decisions_or_the_end() {
     let endpoint = format!("http://{}", silent.local_addr().unwrap());
     let otlp = ("AGENT_GATEWAY__OBSERVABILITY__OTLP_ENDPOINT", &*endpoint);
     let mut scene = Scene::start_with(&[otlp]).await;
-    scene.grant();
+    scene.grant().await;
     for _ in 0..3 {
         assert_eq!(verdict(&scene.check().await), (200, "allowed"));
     }

@@ -1,9 +1,13 @@
 //! Authorities and methods that are refused before anybody is asked about a permission.
 
+use std::io::ErrorKind;
+use std::net::UdpSocket;
+
 use http::{Method, Request};
 use http_body_util::Full;
+use serde_json::Value;
 use testbed::raw::Outcome;
-use testbed::{RawClient, TunnelClient};
+use testbed::{Behaviour, RawClient, TcpService, TunnelClient};
 
 use super::{Scene, assert_undecided};
 
@@ -130,14 +134,16 @@ async fn an_extended_connect_reaches_nothing() {
     let scene = Scene::granted().await;
     let gateway = &scene.gateway;
     gateway.authz.settle().await;
+    let datagrams = UdpSocket::bind(scene.service.addr()).unwrap();
+    datagrams.set_nonblocking(true).unwrap();
     let (host, port) = scene.destination.split_once(':').unwrap();
     let masque = format!("/.well-known/masque/udp/{host}/{port}/");
-    for (protocol, path) in [
-        ("websocket", "/"),
-        ("connect-udp", masque.as_str()),
-        ("connect-udp", "/"),
-        ("connect-ip", "/"),
-        ("", "/"),
+    for (protocol, path, status) in [
+        ("websocket", "/", Some(403)),
+        ("connect-udp", masque.as_str(), Some(403)),
+        ("connect-udp", "/", Some(404)),
+        ("connect-ip", "/", Some(403)),
+        ("", "/", None),
     ] {
         let mut client = RawClient::connect(gateway.envoy.addr(), &gateway.pki, Some(&scene.agent))
             .await
@@ -150,10 +156,17 @@ async fn an_extended_connect_reaches_nothing() {
             (":authority", scene.destination.as_bytes()),
         ];
         let outcome = client.request(&headers, false).await.unwrap();
-        eprintln!("{protocol:?} {path}: {outcome:?}");
+        assert_eq!(outcome.status(), status, "{protocol:?} {path}: {outcome:?}");
+        if status.is_some() {
+            let entry = gateway.envoy.logged(|entry| {
+                entry["status"].as_u64() == status.map(u64::from) && entry["upstream"].is_null()
+            });
+            assert_eq!(entry.await.unwrap()["decision_id"], Value::Null);
+        }
     }
-    eprintln!("{:#?}", gateway.envoy.access_log());
     assert_eq!(scene.service.connections(), 0);
+    let received = datagrams.recv(&mut [0; 1]).unwrap_err();
+    assert_eq!(received.kind(), ErrorKind::WouldBlock);
 }
 
 #[tokio::test]
@@ -161,14 +174,22 @@ async fn a_host_header_says_nothing_about_where_to() {
     let scene = Scene::granted().await;
     let gateway = &scene.gateway;
     gateway.authz.settle().await;
-    let (granted, other) = (scene.destination.as_bytes(), b"elsewhere:443".as_slice());
-    for (authority, host, status) in [(granted, other, 200), (other, granted, 403)] {
+    let decoy = TcpService::start([127, 0, 0, 1], Behaviour::Echo)
+        .await
+        .unwrap();
+    let (granted, other) = (scene.destination.clone(), decoy.addr().to_string());
+    for (authority, host, status) in [(&granted, &other, 200), (&other, &granted, 403)] {
         let mut client = RawClient::connect(gateway.envoy.addr(), &gateway.pki, Some(&scene.agent))
             .await
             .unwrap();
-        let outcome = client.open(authority, &[("host", host)]).await.unwrap();
-        eprintln!("{outcome:?}");
+        let outcome = client
+            .open(authority.as_bytes(), &[("host", host.as_bytes())])
+            .await
+            .unwrap();
         assert_eq!(outcome.status(), Some(status), "{outcome:?}");
+        let entry = gateway.envoy.logged(|entry| entry["status"] == status);
+        let entry = entry.await.unwrap();
+        assert_eq!(entry["destination"], *authority, "{entry:#}");
     }
-    eprintln!("{:#?}", gateway.envoy.access_log());
+    assert_eq!((scene.service.connections(), decoy.connections()), (1, 0));
 }

@@ -154,7 +154,15 @@ pub(crate) fn assert_refused(answer: &Answer, expected: serde_json::Value, proxy
 
 impl Gateway {
     pub(crate) async fn start(verdict: Verdict) -> Gateway {
-        let decider = Decider::start(verdict);
+        Self::start_over(Decider::start(verdict, true)).await
+    }
+
+    /// With a service that decides, but holds no tunnels.
+    pub(crate) async fn start_unheld(verdict: Verdict) -> Gateway {
+        Self::start_over(Decider::start(verdict, false)).await
+    }
+
+    async fn start_over(decider: Decider) -> Gateway {
         let pki = GatewayPki::generate().unwrap();
         let envoy = Envoy::start(EnvoyOptions::new(decider.addr, &pki))
             .await
@@ -215,7 +223,7 @@ impl Gateway {
 }
 
 impl Decider {
-    fn start(verdict: Verdict) -> Decider {
+    fn start(verdict: Verdict, holds: bool) -> Decider {
         let verdict = Arc::new(Mutex::new(verdict));
         let requests = Arc::new(Mutex::new(Vec::new()));
         let service = AuthorizationServer::new(Service(verdict.clone(), requests.clone()));
@@ -228,7 +236,7 @@ impl Decider {
             let incoming = TcpListenerStream::new(TcpListener::from_std(listener).unwrap());
             let router = tonic::transport::Server::builder()
                 .add_service(service)
-                .add_service(ExternalProcessorServer::new(Holder));
+                .add_optional_service(holds.then(|| ExternalProcessorServer::new(Holder)));
             router.serve_with_incoming(incoming).await.unwrap();
         });
         Decider {

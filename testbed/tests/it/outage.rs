@@ -27,6 +27,24 @@ async fn service_that_is_down_means_503() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tunnel_that_the_service_does_not_hold_is_not_opened() {
+    let service = TcpService::start([127, 0, 0, 1], Behaviour::Echo)
+        .await
+        .unwrap();
+    let gateway = Gateway::start_unheld(dial_private(service.addr())).await;
+    let answer = gateway.open("docstore:443").await;
+    assert_eq!(answer.status, 503);
+    let body = json!({
+        "error": "no decision could be made",
+        "reason": "registry_unavailable",
+        "decision_id": "d-1",
+        "hint": "the gateway can't read its permissions now; retry later",
+    });
+    assert_refused(&answer, body, "proxy_internal_error");
+    assert_eq!(service.connections(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn service_that_does_not_answer_means_503() {
     let gateway = Gateway::start(Verdict::Hang).await;
     let answer = gateway.open("docstore:443").await;
