@@ -33,7 +33,7 @@ lint: setup  ## formatting, clippy, the lock file, and the scripts
 
 bench: setup  ## measure the decision point beside an empty service
 	cargo build --release -p authz-service -p bench --bins
-	cargo run --release -p bench
+	"$${CARGO_TARGET_DIR:-target}"/release/agent-gateway-bench
 
 clean: demo-down  ## remove everything that was made in this folder
 	cargo clean

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tonic::Code;
 
-use super::lock::{PATIENT, TableLock, wait_for_blocked};
+use super::lock::{PATIENT, Session, wait_for_blocked};
 use super::{Scene, connect, http, http_of, verdict};
 
 /// Far beyond what is to end by itself, far below the time-outs that must not be what ended it.
@@ -22,7 +22,7 @@ async fn a_slow_registry_does_not_hold_a_check_beyond_its_time() {
     environment.push(("AGENT_GATEWAY__SERVER__CHECK_TIMEOUT_MS", "300"));
     let scene = Scene::start_with(&environment).await;
     scene.grant().await;
-    let lock = TableLock::of_permissions(&scene.database);
+    let lock = Session::locking_permissions(&scene.database);
     let answer = timeout(GUARD, scene.check()).await.unwrap();
     assert_eq!(verdict(&answer), (503, "registry_unavailable"));
     drop(lock);
@@ -34,7 +34,7 @@ async fn a_query_has_less_time_than_the_check() {
     let mut environment = PATIENT.to_vec();
     environment.push(("AGENT_GATEWAY__POLICY__QUERY_TIMEOUT_MS", "300"));
     let scene = Scene::start_with(&environment).await;
-    let _lock = TableLock::of_permissions(&scene.database);
+    let _lock = Session::locking_permissions(&scene.database);
     let answer = timeout(GUARD, scene.check()).await.unwrap();
     assert_eq!(verdict(&answer), (503, "registry_unavailable"));
 }
@@ -71,7 +71,7 @@ async fn checks_beyond_the_bound_are_refused_at_once() {
     environment.push(("AGENT_GATEWAY__SERVER__MAX_CONCURRENT_CHECKS", "2"));
     let scene = Scene::start_with(&environment).await;
     scene.grant().await;
-    let lock = TableLock::of_permissions(&scene.database);
+    let lock = Session::locking_permissions(&scene.database);
     let client = scene.client().await;
     // Different ones: equal ones would share a lookup.
     let waiting = ["docstore:1", "docstore:2"].map(|host| {

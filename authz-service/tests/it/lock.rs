@@ -6,31 +6,36 @@ use std::time::{Duration, Instant};
 
 use testbed::Database;
 
-/// Holds a table, so that every query of it waits. Let go when dropped.
-pub(crate) struct TableLock(Child);
+/// Holds what its statements took, so that every query of it waits. Lets go when dropped.
+pub(crate) struct Session(Child);
 
-impl TableLock {
-    pub(crate) fn of_permissions(database: &Database) -> Self {
+impl Session {
+    pub(crate) fn holding(database: &Database, statements: &str) -> Self {
         let mut psql = Command::new("psql")
-            .args(["-X", "-q", "-t", "-v", "ON_ERROR_STOP=1"])
+            .args(["-X", "-q", "-t", "-v", "ON_ERROR_STOP=1", "-o", "/dev/null"])
             .arg(database.url())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let lock = b"BEGIN; LOCK permission_registry; \n\\echo locked\n";
-        psql.stdin.as_mut().unwrap().write_all(lock).unwrap();
+        let held = format!("{statements}\n\\echo held\n");
+        let input = psql.stdin.as_mut().unwrap();
+        input.write_all(held.as_bytes()).unwrap();
         let mut line = String::new();
         let mut output = BufReader::new(psql.stdout.take().unwrap());
         output.read_line(&mut line).unwrap();
-        assert_eq!(line.trim(), "locked");
+        assert_eq!(line.trim(), "held");
         Self(psql)
+    }
+
+    pub(crate) fn locking_permissions(database: &Database) -> Self {
+        Self::holding(database, "BEGIN; LOCK permission_registry;")
     }
 }
 
-impl Drop for TableLock {
+impl Drop for Session {
     fn drop(&mut self) {
-        // The transaction ends with its connection.
+        // All it holds ends with its connection.
         drop(self.0.stdin.take());
         self.0.wait().unwrap();
     }

@@ -10,6 +10,7 @@
 )]
 
 mod bounds;
+mod cache;
 mod checks;
 mod cli;
 mod explain;

@@ -3,7 +3,7 @@
 use testbed::process::{PATIENCE, Signal};
 use tokio::net::TcpStream;
 
-use super::lock::{PATIENT, TableLock, wait_for_blocked};
+use super::lock::{PATIENT, Session, wait_for_blocked};
 use super::{Scene, http, verdict};
 
 #[tokio::test]
@@ -11,7 +11,7 @@ async fn a_signal_ends_the_service_after_the_check_in_progress() {
     for signal in [Signal::TERM, Signal::INT] {
         let mut scene = Scene::start_with(&PATIENT).await;
         scene.grant().await;
-        let lock = TableLock::of_permissions(&scene.database);
+        let lock = Session::locking_permissions(&scene.database);
         let (mut client, request) = (scene.client().await, scene.request());
         let check = tokio::spawn(async move { client.check(request).await });
         wait_for_blocked(&scene.database, 1).await;
@@ -42,7 +42,7 @@ async fn a_check_that_takes_too_long_does_not_hold_up_the_end() {
     let mut environment = PATIENT.to_vec();
     environment.push(("AGENT_GATEWAY__SERVER__SHUTDOWN_TIMEOUT_MS", "200"));
     let mut scene = Scene::start_with(&environment).await;
-    let _lock = TableLock::of_permissions(&scene.database);
+    let _lock = Session::locking_permissions(&scene.database);
     let (mut client, request) = (scene.client().await, scene.request());
     let check = tokio::spawn(async move { client.check(request).await });
     wait_for_blocked(&scene.database, 1).await;

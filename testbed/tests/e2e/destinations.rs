@@ -21,7 +21,7 @@ struct Named {
     destination: String,
 }
 
-const GOOD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 1));
+const GOOD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 const BAD: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 2));
 
 impl Named {

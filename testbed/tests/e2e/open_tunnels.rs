@@ -172,7 +172,7 @@ async fn a_service_that_hangs_loses_its_tunnels() {
 
 #[tokio::test]
 async fn a_registry_that_confirms_nothing_ends_tunnels_after_a_bounded_time() {
-    let mut scene = Scene::start_with(AuthzOptions {
+    let scene = Scene::start_with(AuthzOptions {
         environment: vec![setting("TUNNEL__MAX_UNCONFIRMED_MS", "1500")],
         ..AuthzOptions::default()
     })
@@ -196,7 +196,6 @@ async fn a_registry_that_confirms_nothing_ends_tunnels_after_a_bounded_time() {
         .execute("ALTER TABLE gone RENAME TO registry_changes_pruned")
         .unwrap();
     assert_eq!(scene.connect().await.status, 200);
-    drop(scene.gateway.authz.process());
 }
 
 #[tokio::test]

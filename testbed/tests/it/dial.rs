@@ -149,7 +149,7 @@ async fn every_special_range_is_refused() {
     }
 }
 
-fn unreachable(decision_id: Value) -> Value {
+fn unreachable(decision_id: &Value) -> Value {
     serde_json::json!({
         "error": "destination not reached",
         "reason": "destination_unreachable",
@@ -176,14 +176,18 @@ async fn missing_or_bad_dial_is_502() {
         assert_eq!(answer.status, 502, "{value:?}");
         assert_refused(
             &answer,
-            unreachable("d-1".into()),
+            unreachable(&"d-1".into()),
             "destination_unavailable",
         );
     }
     gateway.set(crate::decider::Verdict::Allow(Vec::new(), Vec::new()));
     let answer = client.open("127.0.0.1:443").await.unwrap();
     assert_eq!(answer.status, 502);
-    assert_refused(&answer, unreachable(Value::Null), "destination_unavailable");
+    assert_refused(
+        &answer,
+        unreachable(&Value::Null),
+        "destination_unavailable",
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -194,7 +198,7 @@ async fn refused_connection_is_502() {
     assert_eq!(answer.status, 502);
     assert_refused(
         &answer,
-        unreachable("d-1".into()),
+        unreachable(&"d-1".into()),
         "destination_unavailable",
     );
 }
