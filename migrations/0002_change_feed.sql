@@ -109,7 +109,12 @@ BEGIN
                  REFERENCING OLD TABLE AS old_rows
                  FOR EACH STATEMENT EXECUTE FUNCTION %2$I();
              CREATE TRIGGER registry_truncated AFTER TRUNCATE ON %1$I
-                 FOR EACH STATEMENT EXECUTE FUNCTION %2$I()',
+                 FOR EACH STATEMENT EXECUTE FUNCTION %2$I();
+             -- Also where session_replication_role switches ordinary triggers off.
+             ALTER TABLE %1$I ENABLE ALWAYS TRIGGER registry_inserted;
+             ALTER TABLE %1$I ENABLE ALWAYS TRIGGER registry_updated;
+             ALTER TABLE %1$I ENABLE ALWAYS TRIGGER registry_deleted;
+             ALTER TABLE %1$I ENABLE ALWAYS TRIGGER registry_truncated',
             watched[1], watched[2]);
     END LOOP;
 END

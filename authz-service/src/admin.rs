@@ -97,7 +97,9 @@ async fn ready(State(probes): State<Probes>) -> (StatusCode, &'static str) {
         let _one_at_a_time = probes.probing.lock().await;
         probes.point.registry.is_ready(deadline).await
     });
-    if is_ready.await.unwrap_or(false) {
+    let is_ready = is_ready.await.unwrap_or(false);
+    // And its changes are followed, without which nothing would be allowed.
+    if is_ready && probes.freshness.confirm(BootTime::now(), deadline).await {
         (StatusCode::OK, "ready\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "registry_unavailable\n")

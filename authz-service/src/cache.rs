@@ -113,6 +113,23 @@ impl Cache {
         self.is_unchanged(entry) && BootTime::now().since(entry.loaded) < self.0.options.max_age
     }
 
+    /// How long until this entry is too old to be used.
+    pub fn left(&self, entry: &Entry) -> Duration {
+        let age = BootTime::now().since(entry.loaded);
+        self.0.options.max_age.saturating_sub(age)
+    }
+
+    /// Whether the registry has confirmed lately enough that all its changes are known.
+    pub fn is_confirmed(&self) -> bool {
+        let known = self.0.freshness.confirmed();
+        known.is_some_and(|known| BootTime::now().since(known) <= self.0.options.max_staleness)
+    }
+
+    /// Whether what was decided on this entry a moment ago would be decided again.
+    pub fn still_holds(&self, entry: &Entry) -> bool {
+        self.is_unchanged(entry) && self.is_confirmed()
+    }
+
     fn is_unchanged(&self, entry: &Entry) -> bool {
         self.0.freshness.is_current(entry.stamp, &entry.tags)
     }
@@ -123,13 +140,8 @@ impl Cache {
         request: &Request,
         deadline: Instant,
     ) -> Result<Arc<Entry>, Unavailable> {
-        let Inner {
-            freshness, options, ..
-        } = &*self.0;
-        let fresh = |known: BootTime| BootTime::now().since(known) <= options.max_staleness;
-        if !freshness.confirmed().is_some_and(fresh)
-            && !freshness.confirm(BootTime::now(), deadline).await
-        {
+        let freshness = &self.0.freshness;
+        if !self.is_confirmed() && !freshness.confirm(BootTime::now(), deadline).await {
             return Err(Unavailable::Unconfirmed);
         }
         self.confirmed_facts(request, deadline).await

@@ -8,6 +8,9 @@ use crate::addresses::AddressPolicy;
 use crate::cache::Cache;
 use crate::resolver::{ResolveError, Resolver, Target};
 
+/// How often a request is decided whose grounds change meanwhile.
+const TRIES: usize = 2;
+
 /// What a decision needs at hand.
 #[derive(Debug)]
 pub struct DecisionPoint {
@@ -44,24 +47,31 @@ impl DecisionPoint {
         now: Timestamp,
         deadline: Instant,
     ) -> Result<Leave, Reason> {
-        let entry = self
-            .cache
-            .facts(request, deadline)
-            .await
-            .inspect_err(|error| tracing::error!(%error, "no decision"))
-            .map_err(|_| Reason::RegistryUnavailable)?;
-        let permit = match decide(&entry.facts, request, now) {
-            Decision::Allow(permit) => permit,
-            Decision::Deny(reason) => return Err(reason),
-        };
-        // Only a destination that is allowed is looked up: nobody else may make us send DNS queries.
-        let target = self.target(request, deadline).await?;
-        Ok(Leave {
-            permission_id: permit.permission().permission_id.to_string(),
-            signing_key_id: permit.permission().signing_key_id.to_string(),
-            ends_at: permit.ends_at(),
-            target,
-        })
+        // Resolving takes time, in which what was decided on may have changed: then once more.
+        for _ in 0..TRIES {
+            let entry = self
+                .cache
+                .facts(request, deadline)
+                .await
+                .inspect_err(|error| tracing::error!(%error, "no decision"))
+                .map_err(|_| Reason::RegistryUnavailable)?;
+            let permit = match decide(&entry.facts, request, now) {
+                Decision::Allow(permit) => permit,
+                Decision::Deny(reason) => return Err(reason),
+            };
+            // Only a destination that is allowed is looked up: nobody else may make us send DNS
+            // queries.
+            let target = self.target(request, deadline).await?;
+            if self.cache.still_holds(&entry) {
+                return Ok(Leave {
+                    permission_id: permit.permission().permission_id.to_string(),
+                    signing_key_id: permit.permission().signing_key_id.to_string(),
+                    ends_at: permit.ends_at(),
+                    target,
+                });
+            }
+        }
+        Err(Reason::RegistryUnavailable)
     }
 
     /// The one address that is judged and dialled.

@@ -5,7 +5,7 @@
 //! So a load that was in flight when its key changed is stale from the start, whenever it ends,
 //! and nothing needs to be found and removed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -168,10 +168,12 @@ impl Freshness {
         };
         match batch {
             Batch::Everything(_) => watchers.by_tag.values().for_each(wake),
-            Batch::Changes(changes) => changes
-                .iter()
-                .filter_map(|change| watchers.by_tag.get(&self.tag(change)))
-                .for_each(wake),
+            Batch::Changes(changes) => {
+                // Each tag once: many rows may be of one agent, and many tunnels too.
+                let tags: HashSet<Tag> = changes.iter().map(|change| self.tag(change)).collect();
+                let waiting = tags.iter().filter_map(|tag| watchers.by_tag.get(tag));
+                waiting.for_each(wake);
+            }
         }
     }
 

@@ -43,6 +43,8 @@ const MAX_HTTP_CONNECTIONS: usize = 32;
 const MAX_ADMIN_CALLS: usize = 32;
 /// What a call may take beyond the Check itself: a message that never comes holds no place.
 const MESSAGE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Streams that Envoy may reset before they are looked at.
+const MAX_PENDING_RESETS: usize = 10_000;
 /// HTTP/2 keep-alive: an Envoy that is gone is noticed, and its Checks are dropped.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
@@ -105,6 +107,7 @@ pub async fn run(config: &Config) -> Result<(), ServeError> {
         _ = interrupt.recv() => None,
         ended = &mut running.envoy => Some(ended),
         ended = &mut running.admin => Some(ended),
+        ended = &mut running.follower => Some(ended.map(Ok)),
     };
     running.stop(config).await;
     match failed {
@@ -120,6 +123,8 @@ type Listener = JoinHandle<Result<(), tonic::transport::Error>>;
 struct Running {
     envoy: Listener,
     admin: Listener,
+    /// Without it no Check could be answered; it never ends by itself.
+    follower: JoinHandle<()>,
     probes: Probes,
     health: HealthReporter,
     /// Ends the listeners, when what was begun on them has ended.
@@ -155,7 +160,7 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
     let options = config.registry()?;
     let freshness = Arc::new(Freshness::default());
     let point = Arc::new(decision_point(config, &options, &freshness).await?);
-    let feed = Feed::new(&options.url)?;
+    let feed = Feed::new(&options.url, options.query_timeout)?;
     let metrics = Metrics::default();
     let probes = Probes::new(Arc::clone(&point), Arc::clone(&freshness), metrics.clone());
     let check_timeout = Duration::from_millis(config.server.check_timeout_ms);
@@ -190,7 +195,7 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
     // These end with the program: Checks in progress at the end still rest on current facts, and
     // whoever probes meanwhile is told that it is stopping.
     let following = follow(feed, Arc::clone(&freshness), config.follow_options());
-    tokio::spawn(following);
+    let follower = tokio::spawn(following);
     tokio::spawn(listen(options.url, freshness));
     let incoming = connections::accept(admin_http, MAX_HTTP_CONNECTIONS);
     tokio::spawn(probes.clone().serve(incoming));
@@ -203,6 +208,7 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
     Ok(Running {
         envoy,
         admin,
+        follower,
         probes,
         health,
         stop,
@@ -295,6 +301,9 @@ fn admin_calls(
 fn bounded(most_calls: usize, check_timeout: Duration) -> Server {
     let most_streams = u32::try_from(2 * most_calls).unwrap_or(u32::MAX);
     Server::builder()
+        // Else a client that resets its streams at once would have Envoy's connection closed, and
+        // with it everybody's tunnels.
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE))
         .max_concurrent_streams(most_streams)

@@ -14,9 +14,11 @@ use std::time::Duration;
 
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessor;
 use envoy_types::pb::envoy::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse};
+use futures::StreamExt as _;
+use futures::stream::{BoxStream, once};
 use permission::{Decision, Reason, Timestamp, decide};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
@@ -35,6 +37,10 @@ use message::Opened;
 const FIRST_ANSWER: Duration = Duration::from_millis(900);
 /// Longest a later decision may take; the tunnel is open meanwhile.
 const DECISION: Duration = Duration::from_millis(1500);
+/// Longest sleep at a time: a sleep doesn't see the machine suspended, nor its clock set.
+const STEP: Duration = Duration::from_secs(1);
+/// Decisions about open tunnels under way at a time.
+const TURNS: usize = 32;
 /// How soon a decision is tried again while the registry is away.
 const RETRY: Duration = Duration::from_millis(250);
 
@@ -68,6 +74,7 @@ pub struct Tunnels {
     limits: Limits,
     metrics: Metrics,
     stop: CancellationToken,
+    turns: Arc<Semaphore>,
 }
 
 impl Tunnels {
@@ -87,6 +94,7 @@ impl Tunnels {
             limits,
             metrics,
             stop,
+            turns: Arc::new(Semaphore::new(TURNS)),
         }
     }
 
@@ -157,50 +165,68 @@ impl Tunnels {
             Ok(grounds) => grounds,
             Err(refused) => return Some(refused.into()),
         };
-        if outbound.send(Ok(message::go_on_with(None))).await.is_err() {
+        let first = message::go_on_with(None);
+        if outbound.send(Ok(first)).await.is_err() {
             return None;
         }
+        // Since when the registry could not be asked about grounds that may have changed.
+        let mut doubt: Option<BootTime> = None;
         loop {
+            let wait = doubt.map_or_else(|| grounds.left(&self.cache), |_| RETRY);
             tokio::select! {
-                message = inbound.message() => match message {
-                    Ok(Some(message)) => {
-                        let answer = message::go_on_with(message.request.as_ref());
-                        if outbound.send(Ok(answer)).await.is_err() {
-                            return None;
-                        }
-                        continue;
+                message = inbound.message() => {
+                    // Response trailers: nothing of theirs is changed.
+                    let Ok(Some(message)) = message else { return None };
+                    let answer = message::go_on_with(message.request.as_ref());
+                    if outbound.send(Ok(answer)).await.is_err() {
+                        return None;
                     }
-                    Ok(None) | Err(_) => return None,
-                },
+                }
                 () = self.stop.cancelled() => return Some(Cut::Stopping),
                 () = grounds.watch.changed() => {}
-                () = sleep(grounds.left()) => {}
-                () = self.unconfirmed() => {
-                    return Some(Cut::Denied(Reason::RegistryUnavailable));
-                }
+                () = sleep(wait.min(STEP)) => {}
             }
-            if grounds.hold(&self.cache) {
+            if self.unconfirmed_for() >= self.limits.max_unconfirmed {
+                return Some(Cut::Denied(Reason::RegistryUnavailable));
+            }
+            if doubt.is_none() && grounds.hold(&self.cache) {
                 continue;
             }
-            match self.grounds(opened, Instant::now() + DECISION).await {
-                Ok(renewed) => grounds = renewed,
+            let decided = tokio::select! {
+                decided = self.grounds(opened, Instant::now() + DECISION) => decided,
+                () = self.stop.cancelled() => return Some(Cut::Stopping),
+            };
+            match decided {
+                Ok(renewed) => (grounds, doubt) = (renewed, None),
                 Err(Refused::Denied(reason)) => return Some(Cut::Denied(reason)),
                 Err(Refused::Unavailable) => {
                     // What is known of the grounds still ends when it ends.
-                    if let Decision::Deny(reason) =
-                        decide(&grounds.entry.facts, &opened.request, now())
-                    {
+                    let known = decide(&grounds.entry.facts, &opened.request, now());
+                    if let Decision::Deny(reason) = known {
                         return Some(Cut::Denied(reason));
                     }
-                    // The bound on how long that may go on is `unconfirmed`'s.
-                    sleep(RETRY).await;
+                    let since = *doubt.get_or_insert_with(BootTime::now);
+                    if BootTime::now().since(since) >= self.limits.max_unconfirmed {
+                        return Some(Cut::Denied(Reason::RegistryUnavailable));
+                    }
                 }
             }
         }
     }
 
+    /// How long the registry has not confirmed anything.
+    fn unconfirmed_for(&self) -> Duration {
+        let known = self.freshness.confirmed();
+        known.map_or(Duration::MAX, |known| BootTime::now().since(known))
+    }
+
     /// Decides about the tunnel, from facts that are current.
     async fn grounds(&self, opened: &Opened, deadline: Instant) -> Result<Grounds, Refused> {
+        // Waits its turn: a change that touches all tunnels leaves lookups to Checks.
+        let turn = timeout_at(deadline, self.turns.acquire()).await;
+        let Ok(Ok(_turn)) = turn else {
+            return Err(Refused::Unavailable);
+        };
         loop {
             let facts = self.cache.confirmed_facts(&opened.request, deadline).await;
             let entry = facts.map_err(|error: Unavailable| {
@@ -219,23 +245,10 @@ impl Tunnels {
                         entry,
                         watch,
                         ends_at,
-                        max_age: self.limits.max_age,
                     })
                 }
                 Decision::Deny(reason) => Err(Refused::Denied(reason)),
             };
-        }
-    }
-
-    /// Returns when the registry has not confirmed anything for longer than a tunnel may live on.
-    async fn unconfirmed(&self) {
-        loop {
-            let known = self.freshness.confirmed();
-            let age = known.map_or(Duration::MAX, |known| BootTime::now().since(known));
-            match self.limits.max_unconfirmed.checked_sub(age) {
-                None | Some(Duration::ZERO) => return,
-                Some(left) => sleep(left).await,
-            }
         }
     }
 }
@@ -259,7 +272,6 @@ struct Grounds {
     entry: Arc<Entry>,
     watch: Watch,
     ends_at: Timestamp,
-    max_age: Duration,
 }
 
 impl Grounds {
@@ -269,16 +281,16 @@ impl Grounds {
     }
 
     /// How long until they must be looked at in any case.
-    fn left(&self) -> Duration {
+    fn left(&self, cache: &Cache) -> Duration {
         let micros = self.ends_at.as_unix_micros() - now().as_unix_micros();
         let window = Duration::from_micros(u64::try_from(micros).unwrap_or(0));
-        window.min(self.max_age)
+        window.min(cache.left(&self.entry))
     }
 }
 
 #[tonic::async_trait]
 impl ExternalProcessor for Tunnels {
-    type ProcessStream = ReceiverStream<Result<ProcessingResponse, Status>>;
+    type ProcessStream = BoxStream<'static, Result<ProcessingResponse, Status>>;
 
     async fn process(
         &self,
@@ -287,6 +299,11 @@ impl ExternalProcessor for Tunnels {
         // Envoy sends at most headers and trailers, and waits for each answer.
         let (outbound, answers) = mpsc::channel(2);
         tokio::spawn(self.clone().supervise(request.into_inner(), outbound));
-        Ok(Response::new(ReceiverStream::new(answers)))
+        // Never an orderly end of ours, which Envoy would take for leave to keep the tunnel open
+        // with nobody to cut it: whatever ends the task ends the tunnel.
+        let unheld = once(async { Err(Status::unavailable("the tunnel is no longer held")) });
+        Ok(Response::new(
+            ReceiverStream::new(answers).chain(unheld).boxed(),
+        ))
     }
 }

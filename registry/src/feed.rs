@@ -4,9 +4,10 @@
 //! its snapshot's xmin; the next read starts there and leaves out what was handled already.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
-use sqlx::{ConnectOptions as _, PgConnection};
+use sqlx::{ConnectOptions as _, Executor as _, PgConnection};
 use tokio::time::{Instant, timeout_at};
 
 use crate::connection::{OpenError, connect_options};
@@ -15,7 +16,7 @@ use crate::lookup::LookupError;
 /// More changes than this at once, and the reader starts afresh: forgetting everything costs less.
 const MAX_CHANGES: usize = 10_000;
 /// Most handled transactions remembered above a snapshot's xmin, which one long write holds back.
-const MAX_HANDLED: usize = 10_000;
+const MAX_HANDLED: usize = 100_000;
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -48,6 +49,9 @@ pub enum Why {
     /// The first read.
     #[error("first read")]
     First,
+    /// The connection was lost, and with it the certainty that it is the same database.
+    #[error("the connection was lost")]
+    Reconnected,
     /// Another server, or the same after a failover.
     #[error("another server, or another timeline")]
     OtherServer,
@@ -69,6 +73,7 @@ pub enum Why {
 #[derive(Debug)]
 pub struct Feed {
     options: PgConnectOptions,
+    read_timeout: Duration,
     connection: Option<PgConnection>,
     position: Option<Position>,
 }
@@ -88,6 +93,7 @@ struct Position {
 
 #[derive(Debug, sqlx::FromRow)]
 struct FeedRow {
+    standby: bool,
     system: String,
     timeline: i32,
     xmin: String,
@@ -103,10 +109,11 @@ struct FeedRow {
 
 /// `xid8` has no binary form that sqlx knows, so it travels as text.
 const SELECT_CHANGES: &str = "
-SELECT s.xmin, s.system, s.timeline, s.pruned, s.last_is_there, c.seq, c.xid::text AS xid, c.subject_identity, c.destination,
+SELECT s.standby, s.xmin, s.system, s.timeline, s.pruned, s.last_is_there, c.seq, c.xid::text AS xid, c.subject_identity, c.destination,
        c.subject_public_key_spki_der, c.signing_key_id
 FROM (
-    SELECT pg_snapshot_xmin(pg_current_snapshot())::text AS xmin,
+    SELECT pg_is_in_recovery() AS standby,
+           pg_snapshot_xmin(pg_current_snapshot())::text AS xmin,
            (SELECT system_identifier::text FROM pg_control_system()) AS system,
            (SELECT timeline_id FROM pg_control_checkpoint()) AS timeline,
            (SELECT up_to::text FROM registry_changes_pruned) AS pruned,
@@ -122,10 +129,11 @@ LEFT JOIN LATERAL (
 ) c ON $6";
 
 impl Feed {
-    /// A feed that has read nothing yet.
-    pub fn new(url: &str) -> Result<Self, OpenError> {
+    /// A feed that has read nothing yet; the server, too, gives a read up after `read_timeout`.
+    pub fn new(url: &str, read_timeout: Duration) -> Result<Self, OpenError> {
         Ok(Self {
             options: connect_options(url)?,
+            read_timeout,
             connection: None,
             position: None,
         })
@@ -135,43 +143,44 @@ impl Feed {
     ///
     /// After an error nothing is lost: the next read starts where the last good one ended.
     pub async fn read(&mut self, deadline: Instant) -> Result<Batch, LookupError> {
-        // Taken, so that a connection that was given up on, with an answer still to come, is gone.
-        let taken = self.connection.take();
-        let rows = timeout_at(deadline, async {
+        // Taken, so that a connection that was given up on, with an answer still to come, is gone;
+        // and likewise what was known, if it can't be brought up to date.
+        let (taken, before) = (self.connection.take(), self.position.take());
+        let reconnects = taken.is_none();
+        let read = timeout_at(deadline, async {
             let mut connection = match taken {
                 Some(connection) => connection,
-                None => self.options.connect().await?,
+                None => self.connect().await?,
             };
-            let rows = self.select(&mut connection).await?;
-            Ok::<_, sqlx::Error>((connection, rows))
+            let rows = select(&mut connection, before.as_ref()).await?;
+            let (mut position, mut batch) = advance(before.as_ref(), &rows)?;
+            if reconnects && matches!(batch, Batch::Changes(_)) {
+                batch = Batch::Everything(Why::Reconnected);
+            }
+            if matches!(batch, Batch::Everything(_)) {
+                // All of it is forgotten now, so all that is there now is handled.
+                position.skip_to_end(&mut connection).await?;
+            }
+            Ok::<_, LookupError>((connection, position, batch))
         });
-        let (connection, rows) = rows.await.map_err(|_| LookupError::TimedOut)??;
-        self.connection = Some(connection);
-        let (position, batch) = advance(self.position.take(), &rows)?;
-        self.position = Some(position);
-        Ok(batch)
+        match read.await {
+            Ok(Ok((connection, position, batch))) => {
+                self.connection = Some(connection);
+                self.position = Some(position);
+                Ok(batch)
+            }
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(LookupError::TimedOut),
+        }
     }
 
-    async fn select(&self, connection: &mut PgConnection) -> Result<Vec<FeedRow>, sqlx::Error> {
-        let (xmin, handled, last) = match &self.position {
-            Some(position) => (
-                position.xmin,
-                position.handled.iter().collect(),
-                position.last,
-            ),
-            None => (0, Vec::new(), None),
-        };
-        let handled: Vec<String> = handled.iter().map(ToString::to_string).collect();
-        let (seq, xid) = last.unwrap_or((0, 0));
-        sqlx::query_as(SELECT_CHANGES)
-            .bind(xmin.to_string())
-            .bind(handled)
-            .bind(seq)
-            .bind(xid.to_string())
-            .bind(i64::try_from(MAX_CHANGES + 1).unwrap_or(i64::MAX))
-            .bind(self.position.is_some())
-            .fetch_all(connection)
-            .await
+    /// A connection on which nothing that was given up on goes on for long in the server.
+    async fn connect(&self) -> Result<PgConnection, sqlx::Error> {
+        let mut connection = self.options.connect().await?;
+        let millis = self.read_timeout.as_millis();
+        let limits = format!("SET statement_timeout = {millis}; SET lock_timeout = {millis}");
+        connection.execute(sqlx::AssertSqlSafe(limits)).await?;
+        Ok(connection)
     }
 
     /// Forgets old changes, where this server may write; bounded by `deadline`.
@@ -189,11 +198,67 @@ impl Feed {
     }
 }
 
+async fn select(
+    connection: &mut PgConnection,
+    position: Option<&Position>,
+) -> Result<Vec<FeedRow>, sqlx::Error> {
+    let xmin = position.map_or(0, |position| position.xmin);
+    let handled = position.into_iter().flat_map(|position| &position.handled);
+    let handled: Vec<String> = handled.map(ToString::to_string).collect();
+    let (seq, xid) = position
+        .and_then(|position| position.last)
+        .unwrap_or((0, 0));
+    sqlx::query_as(SELECT_CHANGES)
+        .bind(xmin.to_string())
+        .bind(handled)
+        .bind(seq)
+        .bind(xid.to_string())
+        .bind(i64::try_from(MAX_CHANGES + 1).unwrap_or(i64::MAX))
+        .bind(position.is_some())
+        .fetch_all(connection)
+        .await
+}
+
+impl Position {
+    /// Counts all changes that can be seen now as handled.
+    async fn skip_to_end(&mut self, connection: &mut PgConnection) -> Result<(), LookupError> {
+        let seen: Vec<(i64, String)> = sqlx::query_as(
+            "SELECT max(seq), xid::text FROM registry_changes WHERE xid >= $1::text::xid8
+             GROUP BY xid ORDER BY max(seq)",
+        )
+        .bind(self.xmin.to_string())
+        .fetch_all(&mut *connection)
+        .await?;
+        let last: Option<(i64, String)> =
+            sqlx::query_as("SELECT seq, xid::text FROM registry_changes ORDER BY seq DESC LIMIT 1")
+                .fetch_optional(connection)
+                .await?;
+        self.handled = seen
+            .iter()
+            .map(|(_, xid)| number(xid))
+            .collect::<Result<_, _>>()?;
+        self.last = match last {
+            Some((seq, xid)) => Some((seq, number(&xid)?)),
+            None => None,
+        };
+        Ok(())
+    }
+}
+
+fn number(text: &str) -> Result<u64, LookupError> {
+    text.parse().map_err(|_| strange())
+}
+
+fn strange() -> LookupError {
+    LookupError::Failed(sqlx::Error::Protocol("change feed".to_owned()))
+}
+
 /// Turns what was read into a batch and the position after it.
-fn advance(before: Option<Position>, rows: &[FeedRow]) -> Result<(Position, Batch), LookupError> {
-    let strange = || LookupError::Failed(sqlx::Error::Protocol("change feed".to_owned()));
-    let number = |text: &str| text.parse::<u64>().map_err(|_| strange());
+fn advance(before: Option<&Position>, rows: &[FeedRow]) -> Result<(Position, Batch), LookupError> {
     let first = rows.first().ok_or_else(strange)?;
+    if first.standby {
+        return Err(LookupError::Standby);
+    }
     let mut after = Position {
         system: first.system.clone(),
         timeline: first.timeline,
@@ -219,7 +284,7 @@ fn advance(before: Option<Position>, rows: &[FeedRow]) -> Result<(Position, Batc
     }
 
     after.last = before.last;
-    let mut handled = before.handled;
+    let mut handled = before.handled.clone();
     let mut changes = Vec::new();
     let mut truncated = false;
     for row in rows {
@@ -236,11 +301,11 @@ fn advance(before: Option<Position>, rows: &[FeedRow]) -> Result<(Position, Batc
             None => truncated = true,
         }
     }
-    // The last statement's rows were cut off somewhere, perhaps within a transaction.
-    if changes.len() > MAX_CHANGES || handled.len() > MAX_HANDLED {
+    after.handled = handled.split_off(&after.xmin);
+    // The rows were cut off somewhere, perhaps within a transaction.
+    if changes.len() > MAX_CHANGES || after.handled.len() > MAX_HANDLED {
         return Ok((after, Batch::Everything(Why::TooMany)));
     }
-    after.handled = handled.split_off(&after.xmin);
     if truncated {
         return Ok((after, Batch::Everything(Why::Truncated)));
     }

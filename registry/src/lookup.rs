@@ -19,6 +19,9 @@ pub enum LookupError {
     /// No free connection, or no answer, in time.
     #[error("registry did not answer in time")]
     TimedOut,
+    /// A standby can't know what it has not replayed yet, so it confirms nothing.
+    #[error("the database is a standby: its changes can't be followed")]
+    Standby,
     /// The connection or the query failed.
     #[error("registry can't be read: {0}")]
     Failed(#[from] sqlx::Error),

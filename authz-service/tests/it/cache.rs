@@ -54,7 +54,7 @@ impl Memory {
         let mut memory = Self {
             cache: Cache::new(reader, Arc::clone(&freshness), options),
             freshness,
-            feed: Feed::new(&database.url()).unwrap(),
+            feed: Feed::new(&database.url(), patience).unwrap(),
             database,
             request: Request {
                 identity: Identity::parse(AGENT).unwrap(),

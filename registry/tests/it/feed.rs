@@ -7,9 +7,12 @@ use testbed::{Database, Postgres};
 
 use super::{agent_spki, grant, migrated, soon};
 
+/// Longer than any read here takes.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
+
 /// A feed that has seen all there is.
 async fn feed(database: &Database) -> Feed {
-    let mut feed = Feed::new(&database.url()).unwrap();
+    let mut feed = Feed::new(&database.url(), PATIENCE).unwrap();
     assert_eq!(
         feed.read(soon()).await.unwrap(),
         Batch::Everything(Why::First)
@@ -252,14 +255,7 @@ async fn a_reader_that_fell_behind_the_pruned_point_is_told_so() {
 #[tokio::test]
 async fn more_than_is_worth_following_is_everything() {
     let (database, mut feed) = granted().await;
-    database
-        .execute(
-            "INSERT INTO permission_registry
-             SELECT 'many-' || n, signing_key_id, 'many-' || n, subject_public_key_spki_der,
-                    destination, not_before, not_after, revoked_at, signature
-             FROM permission_registry, generate_series(1, 10001) n",
-        )
-        .unwrap();
+    flood(&database);
     assert_eq!(
         feed.read(soon()).await.unwrap(),
         Batch::Everything(Why::TooMany)
@@ -296,7 +292,45 @@ async fn a_read_that_fails_is_made_up_for_by_the_next() {
     server.stop().unwrap();
     assert!(feed.read(soon()).await.is_err());
     server.start_again().await.unwrap();
-    assert_eq!(changes(&mut feed).await, [permission("agent-alpha")]);
+    assert_eq!(
+        feed.read(soon()).await.unwrap(),
+        Batch::Everything(Why::First)
+    );
+    assert_eq!(changes(&mut feed).await, []);
+}
+
+#[tokio::test]
+async fn a_connection_that_is_lost_means_that_anything_may_have_changed() {
+    let (database, mut feed) = granted().await;
+    database
+        .execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+             WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        .unwrap();
+    assert!(feed.read(soon()).await.is_err());
+    assert_eq!(
+        feed.read(soon()).await.unwrap(),
+        Batch::Everything(Why::First)
+    );
+}
+
+#[tokio::test]
+async fn a_flood_beside_a_long_open_write_is_everything_once() {
+    let (database, mut feed) = granted().await;
+    let mut long = session(&database).await;
+    let mut open = long.begin().await.unwrap();
+    open.execute("UPDATE principal_signing_keys SET updated_at = now()")
+        .await
+        .unwrap();
+    flood(&database);
+    assert_eq!(
+        feed.read(soon()).await.unwrap(),
+        Batch::Everything(Why::TooMany)
+    );
+    assert_eq!(changes(&mut feed).await, []);
+    open.commit().await.unwrap();
+    assert_eq!(changes(&mut feed).await, [key()]);
 }
 
 #[tokio::test]
@@ -318,7 +352,7 @@ async fn the_services_role_can_follow_and_prune_but_not_forge() {
     let login = "CREATE ROLE feed_reader LOGIN PASSWORD 'x' IN ROLE agent_gateway_reader";
     database.execute(login).unwrap();
     let url = database.url_as("feed_reader", "x").unwrap();
-    let mut feed = Feed::new(&url).unwrap();
+    let mut feed = Feed::new(&url, PATIENCE).unwrap();
     feed.read(soon()).await.unwrap();
     feed.prune(soon()).await.unwrap();
     assert!(Wakeups::listen(&url).await.is_ok());
@@ -334,5 +368,17 @@ async fn the_services_role_can_follow_and_prune_but_not_forge() {
     drop((reader, feed));
     database
         .execute("DROP OWNED BY feed_reader; DROP ROLE feed_reader")
+        .unwrap();
+}
+
+/// Grants more permissions at once than a reader follows one by one.
+fn flood(database: &Database) {
+    database
+        .execute(
+            "INSERT INTO permission_registry
+             SELECT 'many-' || n, signing_key_id, 'many-' || n, subject_public_key_spki_der,
+                    destination, not_before, not_after, revoked_at, signature
+             FROM permission_registry, generate_series(1, 10001) n",
+        )
         .unwrap();
 }
