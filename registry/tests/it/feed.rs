@@ -69,6 +69,12 @@ async fn each_kind_of_write_names_what_it_touches() {
             "UPDATE permission_registry SET revoked_at = now()",
             identities(&["agent-alpha"]),
         ),
+        // As logical replication and some tools write.
+        (
+            "SET session_replication_role = replica;
+             UPDATE permission_registry SET updated_at = now()",
+            identities(&["agent-alpha"]),
+        ),
         // Both the old place and the new.
         (
             "UPDATE permission_registry SET subject_identity = 'agent-beta'",

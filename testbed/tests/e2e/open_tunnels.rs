@@ -199,6 +199,51 @@ async fn a_registry_that_confirms_nothing_ends_tunnels_after_a_bounded_time() {
 }
 
 #[tokio::test]
+async fn grounds_that_cannot_be_looked_up_end_a_tunnel_after_a_bounded_time() {
+    let scene = Scene::start_with(AuthzOptions {
+        environment: vec![setting("TUNNEL__MAX_UNCONFIRMED_MS", "1500")],
+        ..AuthzOptions::default()
+    })
+    .await;
+    scene
+        .gateway
+        .grant(&scene.agent, &scene.destination)
+        .unwrap();
+    let tunnel = scene.open().await;
+    // The change is known, and what became of the permission is not.
+    let database = &scene.gateway.database;
+    database
+        .execute(
+            "ALTER TABLE permission_registry RENAME TO gone;
+             UPDATE principal_signing_keys SET updated_at = now()",
+        )
+        .unwrap();
+    ends(tunnel).await;
+    scene.cut_for("registry_unavailable").await;
+}
+
+#[tokio::test]
+async fn a_lookup_that_fails_is_made_up_for() {
+    let scene = Scene::granted().await;
+    let mut tunnel = scene.open().await;
+    let database = &scene.gateway.database;
+    database
+        .execute(
+            "ALTER TABLE permission_registry RENAME TO gone;
+             UPDATE gone SET revoked_at = now()",
+        )
+        .unwrap();
+    scene.gateway.authz.settle().await;
+    assert!(lives(&mut tunnel).await);
+    // Nothing further tells the service.
+    database
+        .execute("ALTER TABLE gone RENAME TO permission_registry")
+        .unwrap();
+    ends(tunnel).await;
+    scene.cut_for("permission_revoked").await;
+}
+
+#[tokio::test]
 async fn one_key_has_only_so_many_tunnels() {
     let scene = Scene::start_with(AuthzOptions {
         environment: vec![setting("TUNNEL__MAX_TUNNELS_PER_KEY", "2")],
