@@ -201,7 +201,8 @@ impl Files {
         command.envs(self.environment.iter().map(|(key, value)| (key, value)));
         let mut process = Process::start("authz", &command)?;
         process
-            .wait_for_log("\"serving\"")
+            // The last of its ports to be bound.
+            .wait_for_port(self.admin_http)
             .with_context(|| format!("authz-service: {}", process.log()))?;
         Ok(process)
     }
