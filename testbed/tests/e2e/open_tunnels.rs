@@ -14,6 +14,24 @@ use super::{Scene, assert_denied};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Scene {
+    /// As [`Scene::granted`], with one setting of the service changed.
+    async fn granted_with(key: &str, value: &str) -> Self {
+        let setting = (format!("AGENT_GATEWAY__{key}"), value.to_owned());
+        let scene = Self::start_with(AuthzOptions {
+            environment: vec![setting],
+            ..AuthzOptions::default()
+        })
+        .await;
+        let Self {
+            gateway,
+            agent,
+            destination,
+            ..
+        } = &scene;
+        gateway.grant(agent, destination).unwrap();
+        scene
+    }
+
     /// A tunnel that has carried something.
     async fn open(&self) -> Tunnel {
         let mut tunnel = self.connect().await.into_tunnel().unwrap();
@@ -140,15 +158,7 @@ async fn another_permission_takes_over_where_one_ends() {
 
 #[tokio::test]
 async fn a_service_that_dies_takes_its_tunnels_along_and_one_that_stops_cuts_them() {
-    let mut scene = Scene::start_with(AuthzOptions {
-        environment: vec![setting("TUNNEL__DRAIN_TIMEOUT_MS", "300")],
-        ..AuthzOptions::default()
-    })
-    .await;
-    scene
-        .gateway
-        .grant(&scene.agent, &scene.destination)
-        .unwrap();
+    let mut scene = Scene::granted_with("TUNNEL__DRAIN_TIMEOUT_MS", "300").await;
     let tunnel = scene.open().await;
     scene.gateway.authz.process().kill();
     ends(tunnel).await;
@@ -172,15 +182,7 @@ async fn a_service_that_hangs_loses_its_tunnels() {
 
 #[tokio::test]
 async fn a_registry_that_confirms_nothing_ends_tunnels_after_a_bounded_time() {
-    let scene = Scene::start_with(AuthzOptions {
-        environment: vec![setting("TUNNEL__MAX_UNCONFIRMED_MS", "1500")],
-        ..AuthzOptions::default()
-    })
-    .await;
-    scene
-        .gateway
-        .grant(&scene.agent, &scene.destination)
-        .unwrap();
+    let scene = Scene::granted_with("TUNNEL__MAX_UNCONFIRMED_MS", "1500").await;
     let mut tunnel = scene.open().await;
     // The feed alone can't be read; nothing was taken back.
     let database = &scene.gateway.database;
@@ -200,15 +202,7 @@ async fn a_registry_that_confirms_nothing_ends_tunnels_after_a_bounded_time() {
 
 #[tokio::test]
 async fn grounds_that_cannot_be_looked_up_end_a_tunnel_after_a_bounded_time() {
-    let scene = Scene::start_with(AuthzOptions {
-        environment: vec![setting("TUNNEL__MAX_UNCONFIRMED_MS", "1500")],
-        ..AuthzOptions::default()
-    })
-    .await;
-    scene
-        .gateway
-        .grant(&scene.agent, &scene.destination)
-        .unwrap();
+    let scene = Scene::granted_with("TUNNEL__MAX_UNCONFIRMED_MS", "1500").await;
     let tunnel = scene.open().await;
     // The change is known, and what became of the permission is not.
     let database = &scene.gateway.database;
@@ -245,15 +239,7 @@ async fn a_lookup_that_fails_is_made_up_for() {
 
 #[tokio::test]
 async fn one_key_has_only_so_many_tunnels() {
-    let scene = Scene::start_with(AuthzOptions {
-        environment: vec![setting("TUNNEL__MAX_TUNNELS_PER_KEY", "2")],
-        ..AuthzOptions::default()
-    })
-    .await;
-    scene
-        .gateway
-        .grant(&scene.agent, &scene.destination)
-        .unwrap();
+    let scene = Scene::granted_with("TUNNEL__MAX_TUNNELS_PER_KEY", "2").await;
     let (first, mut second) = (scene.open().await, scene.open().await);
     let refused = scene.connect().await;
     assert_denied(&refused, 429, "too_many_tunnels");
@@ -273,8 +259,4 @@ async fn one_key_has_only_so_many_tunnels() {
     timeout(PATIENCE, again)
         .await
         .expect("the place is not given back");
-}
-
-fn setting(key: &str, value: &str) -> (String, String) {
-    (format!("AGENT_GATEWAY__{key}"), value.to_owned())
 }
