@@ -130,7 +130,8 @@ impl Cache {
         self.is_unchanged(entry) && self.is_confirmed()
     }
 
-    fn is_unchanged(&self, entry: &Entry) -> bool {
+    /// Whether nothing that this entry rests on is known to have changed.
+    pub fn is_unchanged(&self, entry: &Entry) -> bool {
         self.0.freshness.is_current(entry.stamp, &entry.tags)
     }
 
@@ -184,13 +185,15 @@ impl Cache {
             inner: Arc::clone(inner),
             request: request.clone(),
         };
-        // A task of its own: it ends whether or not those who wait for it give up.
-        let task = tokio::spawn(async move { under_way.inner.load(&under_way.request).await });
-        let lost = || Unavailable::Lookup(Arc::new(LookupError::TimedOut));
-        let load = task
-            .map(move |ended| ended.unwrap_or_else(|_| Err(lost())))
-            .boxed()
-            .shared();
+        // A task of its own: it ends whether or not those who wait for it give up. Spawned when it
+        // is first waited for, after the lock is let go: a runtime that shuts down drops what is
+        // spawned at once, and with it takes the lock.
+        let load = async move {
+            let task = tokio::spawn(async move { under_way.inner.load(&under_way.request).await });
+            let lost = || Unavailable::Lookup(Arc::new(LookupError::TimedOut));
+            task.await.unwrap_or_else(|_| Err(lost()))
+        };
+        let load = load.boxed().shared();
         loading.insert(request.clone(), load.clone());
         Ok(load)
     }

@@ -39,7 +39,9 @@ pub async fn follow(mut feed: Feed, freshness: Arc<Freshness>, options: FollowOp
         match feed.read(started + options.read_timeout).await {
             Ok(batch) => {
                 if failing {
-                    tracing::info!("the registry's changes are followed again");
+                    tracing::info!(
+                        "the registry's changes are followed again; all cached permissions are dropped"
+                    );
                 }
                 failing = false;
                 report(&batch);
@@ -70,7 +72,7 @@ fn report(batch: &Batch) {
 }
 
 /// Wakes the reader when Postgres notifies, for ever. Only a hint: where it can't be had
-/// (standbys, some other engines), or is lost, the poll finds the changes.
+/// (poolers, some other engines), or is lost, the poll finds the changes.
 pub async fn listen(url: String, freshness: Arc<Freshness>) {
     let mut warned = false;
     loop {

@@ -235,7 +235,7 @@ impl Tunnels {
             })?;
             // Watched first and looked at again then, so that no change falls between.
             let watch = self.freshness.watch(entry.tags());
-            if !self.cache.is_current(&entry) {
+            if !self.cache.is_unchanged(&entry) {
                 continue;
             }
             return match decide(&entry.facts, &opened.request, now()) {

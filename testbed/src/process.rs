@@ -80,11 +80,6 @@ impl Process {
         String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
     }
 
-    /// The file that takes the output.
-    pub fn log_path(&self) -> &Path {
-        &self.log
-    }
-
     /// Sends a signal; to a process that has ended, that is an error.
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         if let Some(status) = self.ended()? {
