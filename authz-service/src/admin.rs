@@ -151,7 +151,10 @@ impl Explainer {
         });
         let candidates = candidates.collect();
         let decided = match decide(&facts, &request, now) {
-            Decision::Allow(_) => self.point.target(&request, deadline).await,
+            Decision::Allow(_) => {
+                let target = self.point.target(&request, deadline).await;
+                target.map_err(|denial| denial.reason)
+            }
             Decision::Deny(reason) => Err(reason),
         };
         (decided.map(|target| target.address.to_string()), candidates)

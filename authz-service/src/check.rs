@@ -2,7 +2,9 @@
 
 mod answer;
 mod asked;
+mod certificates;
 
+use std::str::EscapeDebug;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,20 +14,23 @@ use permission::{Reason, Timestamp};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
-use tracing::{Instrument as _, Span, field};
+use tracing::field::{self, DisplayValue};
+use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
-use crate::decision_point::{DecisionPoint, Leave};
+use crate::decision_point::{DecisionPoint, Denial, Leave};
 use crate::metrics::Metrics;
 use crate::telemetry;
 
 pub(crate) use answer::{Telling, proxy_status};
 use asked::Asked;
+use certificates::Certificates;
 
 /// Answers Checks.
 #[derive(Debug, Clone)]
 pub struct Checks {
     point: Arc<DecisionPoint>,
+    certificates: Certificates,
     metrics: Metrics,
     timeout: Duration,
     places: Arc<Semaphore>,
@@ -41,8 +46,10 @@ impl Checks {
         most: usize,
     ) -> Self {
         let places = Arc::new(Semaphore::new(most));
+        let certificates = Certificates::new(point.oid.clone());
         Self {
             point,
+            certificates,
             metrics,
             timeout,
             places,
@@ -55,8 +62,8 @@ impl Checks {
         asked: &mut Asked,
         now: Timestamp,
         deadline: Instant,
-    ) -> Result<Leave, Reason> {
-        let request = asked::read(attributes, &self.point.oid, asked)?;
+    ) -> Result<Leave, Denial> {
+        let request = asked::read(attributes, &self.certificates, asked)?;
         self.point.decide(&request, now, deadline).await
     }
 }
@@ -75,6 +82,7 @@ impl Authorization for Checks {
         let attributes = message.attributes.unwrap_or_default();
         let request_id = request_id(&attributes);
         let id = Uuid::new_v4().to_string();
+        // For traces alone; without a collector it isn't made at all.
         let span = tracing::info_span!(
             "check",
             decision.id = id,
@@ -83,7 +91,9 @@ impl Authorization for Checks {
             identity = field::Empty,
             destination = field::Empty
         );
-        telemetry::continue_trace(&span, &metadata, asked::http(&attributes));
+        if !span.is_disabled() {
+            telemetry::continue_trace(&span, &metadata, asked::http(&attributes));
+        }
 
         async {
             let mut asked = Asked::default();
@@ -93,15 +103,15 @@ impl Authorization for Checks {
             // Looking up and resolving took time, and the permission may have ended meanwhile.
             let answered = now();
             let decided = match decided {
-                Ok(leave) if leave.ends_at <= answered => Err(Reason::PermissionExpired),
+                Ok(leave) if leave.ends_at <= answered => Err(Reason::PermissionExpired.into()),
                 decided => decided,
             };
-            log(&decided, &asked);
-            self.metrics
-                .checked(decided.as_ref().err().copied(), started.elapsed());
+            log(&decided, &asked, &id, request_id);
+            let denied = decided.as_ref().err().map(|denial| denial.reason);
+            self.metrics.checked(denied, started.elapsed());
             Ok(Response::new(match &decided {
                 Ok(leave) => answer::allow(leave, &asked, answered, &id),
-                Err(reason) => answer::deny(*reason, &asked, &id),
+                Err(denial) => answer::deny(denial.reason, &asked, &id),
             }))
         }
         .instrument(span)
@@ -119,7 +129,8 @@ fn request_id(attributes: &AttributeContext) -> &str {
     if id.len() <= LONGEST { id } else { "" }
 }
 
-fn log(decided: &Result<Leave, Reason>, asked: &Asked) {
+/// The one line about a decision, and the same for its trace.
+fn log(decided: &Result<Leave, Denial>, asked: &Asked, id: &str, request_id: &str) {
     let identity = asked
         .identity
         .as_ref()
@@ -127,30 +138,50 @@ fn log(decided: &Result<Leave, Reason>, asked: &Asked) {
     let destination = asked.destination.as_ref().map(field::display);
     match decided {
         Ok(leave) => tracing::info!(
+            decision.id = id,
+            request.id = request_id,
             identity,
             destination,
-            permission.id = readable(&leave.permission_id),
-            signing_key.id = readable(&leave.signing_key_id),
+            permission.id = readable(leave.permission_id.as_str()),
+            signing_key.id = readable(leave.signing_key_id.as_str()),
             dial = %leave.target.address,
             ends_at = %leave.ends_at,
             "allowed"
         ),
-        Err(reason) => tracing::info!(identity, destination, %reason, "denied"),
+        Err(Denial { reason, cause }) if *reason == Reason::RegistryUnavailable => tracing::error!(
+            decision.id = id,
+            request.id = request_id,
+            identity,
+            destination,
+            %reason,
+            cause,
+            "denied"
+        ),
+        Err(Denial { reason, cause }) => tracing::info!(
+            decision.id = id,
+            request.id = request_id,
+            identity,
+            destination,
+            %reason,
+            cause,
+            "denied"
+        ),
     }
-    // For traces; after the log, whose line would have it all twice.
     let reason = decided
         .as_ref()
-        .map_or_else(|reason| reason.code(), |_| "allowed");
-    Span::current()
-        .record("reason", reason)
-        .record("identity", identity)
-        .record("destination", destination);
+        .map_or_else(|denial| denial.reason.code(), |_| "allowed");
+    let span = Span::current();
+    if !span.is_disabled() {
+        span.record("reason", reason)
+            .record("identity", identity)
+            .record("destination", destination);
+    }
 }
 
 /// A name of somebody's choice, without characters that would disguise it: bidirectional ones in a
 /// terminal, or line ends that only some programs take for one.
-fn readable(name: &str) -> String {
-    name.escape_debug().to_string()
+fn readable(name: &str) -> DisplayValue<EscapeDebug<'_>> {
+    field::display(name.escape_debug())
 }
 
 /// The wall clock; the one place where this program reads it for a decision.

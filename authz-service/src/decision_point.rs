@@ -1,6 +1,6 @@
 //! Decides one request: the registry's facts, the rules of `permission`, then the address.
 
-use permission::{Decision, ExtensionOid, Reason, Request, Timestamp, decide};
+use permission::{Decision, ExtensionOid, Id, Reason, Request, Timestamp, decide};
 use registry::Reader;
 use tokio::time::{Instant, timeout_at};
 
@@ -30,13 +30,32 @@ pub struct DecisionPoint {
 #[derive(Debug, Clone)]
 pub struct Leave {
     /// The permission's id.
-    pub permission_id: String,
+    pub permission_id: Id,
     /// The id of the key that signed it.
-    pub signing_key_id: String,
+    pub signing_key_id: Id,
     /// When the tunnel must end.
     pub ends_at: Timestamp,
     /// What Envoy must dial.
     pub target: Target,
+}
+
+/// No leave.
+#[derive(Debug)]
+pub struct Denial {
+    /// What the agent is told.
+    pub reason: Reason,
+    /// What stood in the way, where that isn't the registry's contents: for the operator alone,
+    /// as it may name addresses.
+    pub cause: Option<String>,
+}
+
+impl From<Reason> for Denial {
+    fn from(reason: Reason) -> Self {
+        Self {
+            reason,
+            cause: None,
+        }
+    }
 }
 
 impl DecisionPoint {
@@ -46,48 +65,53 @@ impl DecisionPoint {
         request: &Request,
         now: Timestamp,
         deadline: Instant,
-    ) -> Result<Leave, Reason> {
+    ) -> Result<Leave, Denial> {
         // Resolving takes time, in which what was decided on may have changed: then once more.
         for _ in 0..TRIES {
             let entry = self
                 .cache
                 .facts(request, deadline)
                 .await
-                .inspect_err(|error| tracing::error!(%error, "no decision"))
-                .map_err(|_| Reason::RegistryUnavailable)?;
+                .map_err(|error| Denial {
+                    reason: Reason::RegistryUnavailable,
+                    cause: Some(error.to_string()),
+                })?;
             let permit = match decide(&entry.facts, request, now) {
                 Decision::Allow(permit) => permit,
-                Decision::Deny(reason) => return Err(reason),
+                Decision::Deny(reason) => return Err(reason.into()),
             };
             // Only a destination that is allowed is looked up: nobody else may make us send DNS
             // queries.
             let target = self.target(request, deadline).await?;
             if self.cache.still_holds(&entry) {
                 return Ok(Leave {
-                    permission_id: permit.permission().permission_id.to_string(),
-                    signing_key_id: permit.permission().signing_key_id.to_string(),
+                    permission_id: permit.permission().permission_id.clone(),
+                    signing_key_id: permit.permission().signing_key_id.clone(),
                     ends_at: permit.ends_at(),
                     target,
                 });
             }
         }
-        Err(Reason::RegistryUnavailable)
+        Err(Denial {
+            reason: Reason::RegistryUnavailable,
+            cause: Some("permissions change faster than they can be decided on".to_owned()),
+        })
     }
 
     /// The one address that is judged and dialled.
-    pub async fn target(&self, request: &Request, deadline: Instant) -> Result<Target, Reason> {
+    pub async fn target(&self, request: &Request, deadline: Instant) -> Result<Target, Denial> {
         let resolving = self.resolver.resolve(&request.destination, &self.addresses);
         let resolved = timeout_at(deadline, resolving)
             .await
             .unwrap_or(Err(ResolveError::TimedOut));
-        resolved.map_err(|error| {
-            tracing::warn!(destination = %request.destination, %error, "destination not resolved");
-            match error {
+        resolved.map_err(|error| Denial {
+            reason: match error {
                 ResolveError::Unresolvable(_)
                 | ResolveError::TimedOut
                 | ResolveError::ServerFailure => Reason::DestinationUnresolvable,
                 ResolveError::AllForbidden { .. } => Reason::DestinationAddressForbidden,
-            }
+            },
+            cause: Some(error.to_string()),
         })
     }
 }

@@ -13,7 +13,8 @@ use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use permission::{Destination, Host};
 use tokio::pin;
@@ -68,7 +69,7 @@ impl Default for DnsOptions {
 pub struct Resolver {
     hosts: Hosts,
     dns: Dns,
-    has_ipv6_route: fn() -> bool,
+    ipv6_route: Ipv6Route,
     turns: [AtomicUsize; TURNS],
 }
 
@@ -150,7 +151,10 @@ impl Resolver {
         Ok(Self {
             hosts: Hosts::read(options.hosts_file.as_deref())?,
             dns: Dns::new(options)?,
-            has_ipv6_route,
+            ipv6_route: Ipv6Route {
+                look: has_ipv6_route,
+                seen: Mutex::new(None),
+            },
             turns: [const { AtomicUsize::new(0) }; TURNS],
         })
     }
@@ -165,7 +169,7 @@ impl Resolver {
         let choice = Choice {
             destination,
             policy,
-            preferred: Family::preferred((self.has_ipv6_route)()),
+            preferred: Family::preferred(self.ipv6_route.is_there()),
             turn: self.next_turn(destination),
         };
         match destination.host() {
@@ -274,6 +278,28 @@ impl Choice<'_> {
             .checked_rem(of_one_family.len())
             .unwrap_or_default();
         of_one_family.get(turn).copied().ok_or(error)
+    }
+}
+
+/// Looked up once a second at most: it takes the kernel longer than all the rest of a warm Check.
+#[derive(Debug)]
+struct Ipv6Route {
+    look: fn() -> bool,
+    seen: Mutex<Option<(Instant, bool)>>,
+}
+
+impl Ipv6Route {
+    fn is_there(&self) -> bool {
+        const KEPT: Duration = Duration::from_secs(1);
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match *seen {
+            Some((looked, is_there)) if looked.elapsed() < KEPT => is_there,
+            _ => {
+                let is_there = (self.look)();
+                *seen = Some((Instant::now(), is_there));
+                is_there
+            }
+        }
     }
 }
 

@@ -10,8 +10,9 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tonic::metadata::MetadataMap;
-use tracing::Level;
+use tracing::{Level, Metadata};
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::filter::FilterExt as _;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer as _, filter};
@@ -54,19 +55,28 @@ pub fn start(config: &Observability) -> Result<Telemetry, TelemetryError> {
     let own = filter::Targets::new()
         .with_target("authz_service", Level::INFO)
         .with_target("registry", Level::INFO);
-    let spans = provider
-        .as_ref()
-        .map(|provider| tracing_opentelemetry::layer().with_tracer(provider.tracer("authz")));
+    let spans = provider.as_ref().map(|provider| {
+        let tracer = provider.tracer("authz");
+        tracing_opentelemetry::layer()
+            .with_tracer(tracer)
+            .with_filter(own)
+    });
+    // Events alone: each line says all there is to say, and where no traces are exported no span is
+    // made at all.
+    let is_event = |line: &Metadata<'_>| line.is_event();
+    let events = filter::filter_fn(is_event).and(EnvFilter::try_new(&config.log_level)?);
     let stdout = config.log_stdout.then(|| {
         // JSON: no value, whoever chose it, can pass for another line or field.
         tracing_subscriber::fmt::layer()
             .json()
             .flatten_event(true)
+            .with_current_span(false)
             .with_span_list(false)
+            .with_filter(events)
     });
     tracing_subscriber::registry()
-        .with(spans.with_filter(own))
-        .with(stdout.with_filter(EnvFilter::try_new(&config.log_level)?))
+        .with(spans)
+        .with(stdout)
         .try_init()?;
     Ok(Telemetry { provider })
 }

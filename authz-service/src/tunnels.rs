@@ -131,6 +131,7 @@ impl Tunnels {
             };
             let Some(cut) = ended else { return };
             tracing::info!(
+                decision.id = opened.decision_id,
                 identity = opened.request.identity.as_str().escape_debug().to_string(),
                 destination = %opened.request.destination,
                 reason = cut.code(),
@@ -230,7 +231,11 @@ impl Tunnels {
         loop {
             let facts = self.cache.confirmed_facts(&opened.request, deadline).await;
             let entry = facts.map_err(|error: Unavailable| {
-                tracing::warn!(%error, "an open tunnel can't be decided about");
+                tracing::warn!(
+                    decision.id = opened.decision_id,
+                    %error,
+                    "an open tunnel can't be decided about"
+                );
                 Refused::Unavailable
             })?;
             // Watched first and looked at again then, so that no change falls between.

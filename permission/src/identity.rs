@@ -1,6 +1,7 @@
 //! The name by which a permission knows an agent.
 
 use std::fmt;
+use std::sync::Arc;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
@@ -13,7 +14,7 @@ pub struct IdentityError(#[from] pub TextError);
 
 /// An agent's identity: 1 to 256 bytes of UTF-8 without control characters, case-sensitive.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Identity(String);
+pub struct Identity(Arc<str>);
 
 /// What stays readable in a header: RFC 3986 unreserved characters, and those of SPIFFE ids.
 const HEADER: &AsciiSet = &NON_ALPHANUMERIC
@@ -28,7 +29,7 @@ impl Identity {
     /// Takes a text that is an identity.
     pub fn parse(text: &str) -> Result<Self, IdentityError> {
         text::check(text)?;
-        Ok(Self(text.to_owned()))
+        Ok(Self(text.into()))
     }
 
     /// The identity exactly as in the certificate and in the signed row.

@@ -1,6 +1,7 @@
 //! The exact public key that a permission trusts.
 
 use std::fmt;
+use std::sync::Arc;
 
 use x509_parser::prelude::FromDer as _;
 use x509_parser::x509::SubjectPublicKeyInfo;
@@ -10,7 +11,7 @@ const MAX_SPKI_BYTES: usize = 4096;
 
 /// A DER-encoded `SubjectPublicKeyInfo` (RFC 5280, section 4.1.2.7), compared byte for byte.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Spki(Vec<u8>);
+pub struct Spki(Arc<[u8]>);
 
 /// Why bytes are no `SubjectPublicKeyInfo`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -33,7 +34,7 @@ impl Spki {
             return Err(SpkiError::TooLong);
         }
         match SubjectPublicKeyInfo::from_der(der) {
-            Ok(([], _)) => Ok(Self(der.to_vec())),
+            Ok(([], _)) => Ok(Self(der.into())),
             _ => Err(SpkiError::NotSpki),
         }
     }

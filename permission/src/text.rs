@@ -3,6 +3,7 @@
 //! The signed form is line-based, so a field that held a line feed could forge another field.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// Longest identity or id, in bytes of UTF-8.
 pub const MAX_TEXT_BYTES: usize = 256;
@@ -37,13 +38,13 @@ pub(crate) fn check(text: &str) -> Result<(), TextError> {
 
 /// The id of a permission or of a signing key: 1 to 256 bytes without control characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Id(String);
+pub struct Id(Arc<str>);
 
 impl Id {
     /// Takes a text that is an id.
     pub fn parse(text: &str) -> Result<Self, TextError> {
         check(text)?;
-        Ok(Self(text.to_owned()))
+        Ok(Self(text.into()))
     }
 
     /// The id as stored.

@@ -33,8 +33,8 @@ pub(super) fn allow(leave: &Leave, asked: &Asked, now: Timestamp, id: &str) -> C
     let left_millis = (left_micros / 1000).max(1);
     let mut metadata = known(asked, "allowed", id);
     metadata.extend([
-        ("permission_id", text(&leave.permission_id)),
-        ("signing_key_id", text(&leave.signing_key_id)),
+        ("permission_id", text(leave.permission_id.as_str())),
+        ("signing_key_id", text(leave.signing_key_id.as_str())),
         ("dial", text(&leave.target.address.to_string())),
         ("allow_private", Kind::BoolValue(leave.target.private)),
     ]);

@@ -2,9 +2,9 @@
 
 use envoy_types::pb::envoy::service::auth::v3::AttributeContext;
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::HttpRequest;
-use percent_encoding::percent_decode_str;
-use permission::certificate::MAX_PEM_BYTES;
-use permission::{Destination, ExtensionOid, Identity, Leaf, Reason, Request, Spki};
+use permission::{Destination, Identity, Reason, Request, Spki};
+
+use super::certificates::Certificates;
 
 /// As much of a request as could be read; a deny names what is known.
 #[derive(Debug, Default)]
@@ -23,7 +23,7 @@ pub(super) struct Asked {
 /// `source.principal` or a header: those the client chooses.
 pub(super) fn read(
     attributes: &AttributeContext,
-    oid: &ExtensionOid,
+    certificates: &Certificates,
     asked: &mut Asked,
 ) -> Result<Request, Reason> {
     let http = http(attributes).ok_or(Reason::MethodNotAllowed)?;
@@ -34,22 +34,14 @@ pub(super) fn read(
         .source
         .as_ref()
         .map_or("", |source| source.certificate.as_str());
-    if encoded.is_empty() {
-        return Err(Reason::NoClientCertificate);
-    }
-    // Each byte of PEM takes three at most in URL encoding.
-    if encoded.len() > 3 * MAX_PEM_BYTES {
-        return Err(Reason::CertificateUnparseable);
-    }
-    let pem: Vec<u8> = percent_decode_str(encoded).collect();
-    let leaf = Leaf::from_pem(&pem, oid)?;
+    let leaf = certificates.read(encoded)?;
     asked.identity = Some(leaf.identity.clone());
     asked.spki = Some(leaf.spki.clone());
     let destination: Destination = http.host.parse().map_err(|_| Reason::DestinationInvalid)?;
     asked.destination = Some(destination.clone());
     Ok(Request {
-        identity: leaf.identity,
-        spki: leaf.spki,
+        identity: leaf.identity.clone(),
+        spki: leaf.spki.clone(),
         destination,
     })
 }

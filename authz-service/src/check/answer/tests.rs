@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-use permission::{Destination, Identity, Spki};
+use permission::{Destination, Id, Identity, Spki};
 
 use super::*;
 use crate::resolver::Target;
@@ -14,8 +14,8 @@ fn time(micros: i64) -> Timestamp {
 
 fn leave(ends_at: Timestamp) -> Leave {
     Leave {
-        permission_id: "permission-1".to_owned(),
-        signing_key_id: "org-alice".to_owned(),
+        permission_id: Id::parse("permission-1").unwrap(),
+        signing_key_id: Id::parse("org-alice").unwrap(),
         ends_at,
         target: Target {
             address: "127.0.0.1:8443".parse::<SocketAddr>().unwrap(),

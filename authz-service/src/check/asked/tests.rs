@@ -3,6 +3,8 @@ use std::fmt::Write as _;
 use envoy_types::pb::envoy::service::auth::v3::attribute_context;
 use testbed::ClientCertificate;
 
+use permission::{ExtensionOid, certificate::MAX_PEM_BYTES};
+
 use super::*;
 
 /// What Envoy sends about a CONNECT to `host` on a connection with this certificate.
@@ -26,7 +28,8 @@ fn connect(certificate: &str, host: &str) -> AttributeContext {
 
 fn read_now(attributes: &AttributeContext) -> (Result<Request, Reason>, Asked) {
     let mut asked = Asked::default();
-    let request = read(attributes, &ExtensionOid::default(), &mut asked);
+    let certificates = Certificates::new(ExtensionOid::default());
+    let request = read(attributes, &certificates, &mut asked);
     (request, asked)
 }
 
