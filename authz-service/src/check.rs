@@ -33,17 +33,20 @@ pub struct Checks {
     certificates: Certificates,
     metrics: Metrics,
     timeout: Duration,
+    traced: bool,
     places: Arc<Semaphore>,
 }
 
 impl Checks {
     /// `timeout` clips a Check as a whole; at most `most` are in progress at a time, over all
-    /// connections.
+    /// connections. Only if `traced` does each Check get a span: making one takes longer than
+    /// deciding.
     pub fn new(
         point: Arc<DecisionPoint>,
         metrics: Metrics,
         timeout: Duration,
         most: usize,
+        traced: bool,
     ) -> Self {
         let places = Arc::new(Semaphore::new(most));
         let certificates = Certificates::new(point.oid.clone());
@@ -52,6 +55,7 @@ impl Checks {
             certificates,
             metrics,
             timeout,
+            traced,
             places,
         }
     }
@@ -82,18 +86,20 @@ impl Authorization for Checks {
         let attributes = message.attributes.unwrap_or_default();
         let request_id = request_id(&attributes);
         let id = Uuid::new_v4().to_string();
-        // For traces alone; without a collector it isn't made at all.
-        let span = tracing::info_span!(
-            "check",
-            decision.id = id,
-            request.id = request_id,
-            reason = field::Empty,
-            identity = field::Empty,
-            destination = field::Empty
-        );
-        if !span.is_disabled() {
+        let span = if self.traced {
+            let span = tracing::info_span!(
+                "check",
+                decision.id = id,
+                request.id = request_id,
+                reason = field::Empty,
+                identity = field::Empty,
+                destination = field::Empty
+            );
             telemetry::continue_trace(&span, &metadata, asked::http(&attributes));
-        }
+            span
+        } else {
+            Span::none()
+        };
 
         async {
             let mut asked = Asked::default();
@@ -129,7 +135,8 @@ fn request_id(attributes: &AttributeContext) -> &str {
     if id.len() <= LONGEST { id } else { "" }
 }
 
-/// The one line about a decision, and the same for its trace.
+/// The one line about a decision, and the same for its trace. Allows are in Envoy's access log too,
+/// and far more of them.
 fn log(decided: &Result<Leave, Denial>, asked: &Asked, id: &str, request_id: &str) {
     let identity = asked
         .identity
@@ -137,7 +144,7 @@ fn log(decided: &Result<Leave, Denial>, asked: &Asked, id: &str, request_id: &st
         .map(|identity| readable(identity.as_str()));
     let destination = asked.destination.as_ref().map(field::display);
     match decided {
-        Ok(leave) => tracing::info!(
+        Ok(leave) => tracing::debug!(
             decision.id = id,
             request.id = request_id,
             identity,

@@ -160,12 +160,19 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
     let options = config.registry()?;
     let freshness = Arc::new(Freshness::default());
     let point = Arc::new(decision_point(config, &options, &freshness).await?);
-    let feed = Feed::new(&options.url, options.query_timeout)?;
+    let feed = Feed::new(&options.url, options.query_timeout)?.leading(&point.registry);
     let metrics = Metrics::default();
     let probes = Probes::new(Arc::clone(&point), Arc::clone(&freshness), metrics.clone());
     let check_timeout = Duration::from_millis(config.server.check_timeout_ms);
     let most = config.server.max_concurrent_checks;
-    let checks = Checks::new(Arc::clone(&point), metrics.clone(), check_timeout, most);
+    let traced = config.observability.otlp_endpoint.is_some();
+    let checks = Checks::new(
+        Arc::clone(&point),
+        metrics.clone(),
+        check_timeout,
+        most,
+        traced,
+    );
 
     let grpc = bind("server.grpc_addr", config.server.grpc_addr).await?;
     let admin_grpc = bind("admin.grpc_addr", config.admin.grpc_addr).await?;

@@ -10,9 +10,8 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tonic::metadata::MetadataMap;
-use tracing::{Level, Metadata};
+use tracing::Level;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
-use tracing_subscriber::filter::FilterExt as _;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{EnvFilter, Layer as _, filter};
@@ -61,10 +60,9 @@ pub fn start(config: &Observability) -> Result<Telemetry, TelemetryError> {
             .with_tracer(tracer)
             .with_filter(own)
     });
-    // Events alone: each line says all there is to say, and where no traces are exported no span is
-    // made at all.
-    let is_event = |line: &Metadata<'_>| line.is_event();
-    let events = filter::filter_fn(is_event).and(EnvFilter::try_new(&config.log_level)?);
+    // No other layer or filter without need: each one's say in whether a span or an event of any
+    // library is wanted is asked for again and again, on every frame of HTTP/2.
+    let logged = EnvFilter::try_new(&config.log_level)?;
     let stdout = config.log_stdout.then(|| {
         // JSON: no value, whoever chose it, can pass for another line or field.
         tracing_subscriber::fmt::layer()
@@ -72,7 +70,7 @@ pub fn start(config: &Observability) -> Result<Telemetry, TelemetryError> {
             .flatten_event(true)
             .with_current_span(false)
             .with_span_list(false)
-            .with_filter(events)
+            .with_filter(logged)
     });
     tracing_subscriber::registry()
         .with(spans)

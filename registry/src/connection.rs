@@ -9,6 +9,7 @@ use sqlx::{Connection as _, Executor as _, PgConnection};
 use tokio::time::{Instant, timeout};
 
 use crate::schema::{self, SchemaError};
+use crate::server::{Followed, Server};
 
 /// How to reach the registry, and how long to wait for it.
 #[derive(Clone)]
@@ -53,6 +54,7 @@ pub enum OpenError {
 #[derive(Clone, Debug)]
 pub struct Reader {
     pub(crate) pool: PgPool,
+    pub(crate) followed: Followed,
     pub(crate) acquire_timeout: Duration,
     pub(crate) query_timeout: Duration,
     pub(crate) max_connections: u32,
@@ -70,20 +72,29 @@ impl Reader {
         // Not as start-up parameters: connection poolers refuse those they don't know.
         let session =
             format!("SET statement_timeout = {millis}; SET default_transaction_read_only = on");
+        let followed = Followed::default();
+        let (known, newest) = (followed.clone(), followed.clone());
         let pool = PgPoolOptions::new()
             .max_connections(options.max_connections)
             .acquire_timeout(options.acquire_timeout)
             .test_before_acquire(false)
-            .before_acquire(|connection, meta| {
+            .before_acquire(move |connection, meta| {
+                let outdated = newest.is_younger_than(meta.age);
                 Box::pin(async move {
-                    Ok(meta.idle_for < TRUSTED_IDLE || connection.ping().await.is_ok())
+                    let alive = meta.idle_for < TRUSTED_IDLE || connection.ping().await.is_ok();
+                    Ok(alive && !outdated)
                 })
             })
             .after_connect(move |connection, _| {
-                let session = session.clone();
+                let (session, known) = (session.clone(), known.clone());
                 Box::pin(async move {
                     connection.execute(sqlx::AssertSqlSafe(session)).await?;
-                    Ok(())
+                    if known.is(&Server::of(connection).await?) {
+                        Ok(())
+                    } else {
+                        let why = "not the database server whose changes are followed";
+                        Err(sqlx::Error::Configuration(why.into()))
+                    }
                 })
             })
             .connect_lazy_with(connect.clone());
@@ -100,6 +111,7 @@ impl Reader {
 
         Ok(Self {
             pool,
+            followed,
             acquire_timeout: options.acquire_timeout,
             query_timeout: options.query_timeout,
             max_connections: options.max_connections,

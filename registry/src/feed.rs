@@ -10,8 +10,9 @@ use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Executor as _, PgConnection};
 use tokio::time::{Instant, timeout_at};
 
-use crate::connection::{OpenError, connect_options};
+use crate::connection::{OpenError, Reader, connect_options};
 use crate::lookup::LookupError;
+use crate::server::{Followed, Server};
 
 /// More changes than this at once, and the reader starts afresh: forgetting everything costs less.
 const MAX_CHANGES: usize = 10_000;
@@ -76,13 +77,14 @@ pub struct Feed {
     read_timeout: Duration,
     connection: Option<PgConnection>,
     position: Option<Position>,
+    /// Told where this reads.
+    followed: Followed,
 }
 
 /// How far the feed was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Position {
-    system: String,
-    timeline: i32,
+    server: Server,
     /// Everything below was handled.
     xmin: u64,
     /// Handled at or above `xmin`.
@@ -93,9 +95,8 @@ struct Position {
 
 #[derive(Debug, sqlx::FromRow)]
 struct FeedRow {
-    standby: bool,
-    system: String,
-    timeline: i32,
+    #[sqlx(flatten)]
+    server: Server,
     xmin: String,
     pruned: String,
     last_is_there: bool,
@@ -136,7 +137,16 @@ impl Feed {
             read_timeout,
             connection: None,
             position: None,
+            followed: Followed::default(),
         })
+    }
+
+    /// From now on `reader` looks permissions up only at the server that this feed reads, and on
+    /// connections no older than the feed's own.
+    #[must_use]
+    pub fn leading(mut self, reader: &Reader) -> Self {
+        self.followed = reader.followed.clone();
+        self
     }
 
     /// Reads what is new; ends by `deadline`.
@@ -156,6 +166,10 @@ impl Feed {
             let (mut position, mut batch) = advance(before.as_ref(), &rows)?;
             if reconnects && matches!(batch, Batch::Changes(_)) {
                 batch = Batch::Everything(Why::Reconnected);
+            }
+            if reconnects || matches!(batch, Batch::Everything(Why::OtherServer)) {
+                // Before anybody hears of the batch: what is loaded after it is loaded there.
+                self.followed.set(position.server.clone());
             }
             if matches!(batch, Batch::Everything(_)) {
                 // All of it is forgotten now, so all that is there now is handled.
@@ -256,12 +270,11 @@ fn strange() -> LookupError {
 /// Turns what was read into a batch and the position after it.
 fn advance(before: Option<&Position>, rows: &[FeedRow]) -> Result<(Position, Batch), LookupError> {
     let first = rows.first().ok_or_else(strange)?;
-    if first.standby {
+    if first.server.standby {
         return Err(LookupError::Standby);
     }
     let mut after = Position {
-        system: first.system.clone(),
-        timeline: first.timeline,
+        server: first.server.clone(),
         xmin: number(&first.xmin)?,
         handled: BTreeSet::new(),
         last: None,
@@ -270,7 +283,7 @@ fn advance(before: Option<&Position>, rows: &[FeedRow]) -> Result<(Position, Bat
     let Some(before) = before else {
         return Ok((after, Batch::Everything(Why::First)));
     };
-    if (&before.system, before.timeline) != (&after.system, after.timeline) {
+    if before.server != after.server {
         return Ok((after, Batch::Everything(Why::OtherServer)));
     }
     let last_is_gone = before

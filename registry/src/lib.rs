@@ -10,6 +10,7 @@ mod feed;
 mod listing;
 mod lookup;
 mod schema;
+mod server;
 mod writer;
 
 pub use connection::{OpenError, Options, Reader};

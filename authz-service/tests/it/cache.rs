@@ -51,10 +51,11 @@ impl Memory {
             max_staleness: patience,
             lookup_timeout: patience,
         };
+        let feed = Feed::new(&database.url(), patience).unwrap();
         let mut memory = Self {
+            feed: feed.leading(&reader),
             cache: Cache::new(reader, Arc::clone(&freshness), options),
             freshness,
-            feed: Feed::new(&database.url(), patience).unwrap(),
             database,
             request: Request {
                 identity: Identity::parse(AGENT).unwrap(),

@@ -6,6 +6,12 @@ use testbed::{ClientCertificate, Process};
 
 use super::{DESTINATION, Scene, connect, http_of, verdict};
 
+/// Has allows logged too.
+const ALLOWS: (&str, &str) = (
+    "AGENT_GATEWAY__OBSERVABILITY__LOG_LEVEL",
+    "info,authz_service::check=debug",
+);
+
 /// The lines with this message; every line must be a JSON object.
 fn lines(process: &Process, message: &str) -> Vec<Value> {
     let log = process.log();
@@ -20,7 +26,7 @@ fn lines(process: &Process, message: &str) -> Vec<Value> {
 
 #[tokio::test]
 async fn a_decision_is_one_line_that_says_who_where_and_why() {
-    let mut scene = Scene::start().await;
+    let mut scene = Scene::start_with(&[ALLOWS]).await;
     let mut request = scene.request();
     let headers = &mut http_of(&mut request).headers;
     headers.insert("x-request-id".to_owned(), "request-1".to_owned());
@@ -44,7 +50,7 @@ async fn a_decision_is_one_line_that_says_who_where_and_why() {
 
 #[tokio::test]
 async fn a_name_cannot_break_or_disguise_a_line() {
-    let mut scene = Scene::start().await;
+    let mut scene = Scene::start_with(&[ALLOWS]).await;
     let name = "a\"b\\c','reason':'allowed\u{202e}\u{2028}\u{200b}\u{feff}é";
     let agent = ClientCertificate::for_identity(name).unwrap();
     let mut grant = Grant::new(name, agent.spki_der(), DESTINATION);
@@ -69,6 +75,18 @@ async fn a_name_cannot_break_or_disguise_a_line() {
     for invisible in ['\u{202e}', '\u{2028}', '\u{200b}', '\u{feff}'] {
         assert!(!log.contains(invisible), "{invisible:?}");
     }
+}
+
+#[tokio::test]
+async fn by_default_denies_are_logged_and_allows_left_to_the_access_log() {
+    let mut scene = Scene::start().await;
+    let mut client = scene.client().await;
+    client.check(scene.request()).await.unwrap();
+    scene.grant().await;
+    let answer = client.check(scene.request()).await.unwrap().into_inner();
+    assert_eq!(verdict(&answer), (200, "allowed"));
+    assert_eq!(lines(scene.authz.process(), "denied").len(), 1);
+    assert_eq!(lines(scene.authz.process(), "allowed").len(), 0);
 }
 
 #[tokio::test]

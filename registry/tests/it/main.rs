@@ -11,6 +11,7 @@ mod feed;
 mod lookup;
 mod outage;
 mod schema;
+mod server;
 mod writer;
 
 use std::time::Duration;
