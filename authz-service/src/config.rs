@@ -357,7 +357,6 @@ impl Config {
             total: self.tunnel.max_tunnels,
             per_key: self.tunnel.max_tunnels_per_key,
             max_unconfirmed: Duration::from_millis(self.tunnel.max_unconfirmed_ms),
-            max_age: Duration::from_millis(self.cache.max_age_ms),
         }
     }
 
