@@ -74,6 +74,9 @@ pub struct Admin {
     pub grpc_addr: SocketAddr,
     /// HTTP: `/healthz`, `/readyz`, `/metrics`.
     pub http_addr: SocketAddr,
+    /// Path of a Unix socket for the same gRPC, and for cutting tunnels; none by default. Its folder
+    /// must not be writable by others.
+    pub socket: Option<PathBuf>,
 }
 
 /// Who is trusted, and where the registry is.
@@ -231,6 +234,14 @@ impl Config {
             if !address.ip().is_loopback() {
                 return Err(ConfigError::NotLoopback { key, address });
             }
+        }
+        if self
+            .admin
+            .socket
+            .as_ref()
+            .is_some_and(|path| !path.is_absolute())
+        {
+            return Err(ConfigError::NotAbsolute("admin.socket"));
         }
         for (key, value, max) in [
             (
