@@ -11,7 +11,10 @@ use std::{env, fs};
 
 use protox::Compiler;
 
-const OWN: &str = "agent_gateway/admin/v1/decision.proto";
+const OWN: &[&str] = &[
+    "agent_gateway/admin/v1/decision.proto",
+    "agent_gateway/admin/v1/operations.proto",
+];
 
 const ENVOY: &[&str] = &[
     "envoy/service/auth/v3/external_auth.proto",
@@ -46,7 +49,7 @@ fn compile_own(here: &Path, out: &Path) -> Result<(), Box<dyn Error>> {
     let mut compiler = Compiler::new([here])?;
     // The comments become Rust docs, and grpcurl shows them.
     compiler.include_source_info(true).include_imports(true);
-    compiler.open_file(OWN)?;
+    compiler.open_files(OWN)?;
     fs::write(out.join("own.bin"), compiler.encode_file_descriptor_set())?;
     tonic_prost_build::configure().compile_fds(compiler.file_descriptor_set())?;
     Ok(())

@@ -1,4 +1,8 @@
-//! For operators: liveness, readiness and metrics over HTTP, and decisions explained over gRPC.
+//! For operators: liveness, readiness and metrics over HTTP; over gRPC decisions explained, what is
+//! held in memory, and the kill switch for open tunnels.
+
+mod operations;
+mod socket;
 
 use std::io;
 use std::pin::pin;
@@ -28,6 +32,10 @@ use crate::connections::Connection;
 use crate::decision_point::DecisionPoint;
 use crate::freshness::{BootTime, Freshness};
 use crate::metrics::Metrics;
+
+pub use operations::Operations;
+pub(crate) use socket::AdminSocket;
+pub use socket::SocketError;
 
 /// Longest a readiness probe waits for the registry.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -114,7 +122,7 @@ async fn metrics(State(probes): State<Probes>) -> impl IntoResponse {
 }
 
 /// Explains decisions that nobody asked for yet.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Explainer {
     point: Arc<DecisionPoint>,
     timeout: Duration,

@@ -5,7 +5,7 @@
 //! lately that nothing else changed.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -80,6 +80,29 @@ struct Inner {
     /// Loads under way, for others to join. Locked only to look, add or remove.
     loading: Mutex<HashMap<Request, Load>>,
     loads: AtomicUsize,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+/// What the cache holds, and how it has done.
+#[derive(Debug, Clone)]
+pub struct CacheStats {
+    /// Requests in memory that have a permission, valid or not.
+    pub known_entries: u64,
+    /// About how many bytes they take.
+    pub known_bytes: u64,
+    /// Requests in memory that have none.
+    pub unknown_entries: u64,
+    /// About how many bytes they take.
+    pub unknown_bytes: u64,
+    /// How often what was asked for was there and current.
+    pub hits: u64,
+    /// How often it was not.
+    pub misses: u64,
+    /// Loads under way or waiting.
+    pub loads: usize,
+    /// What bounds them.
+    pub options: CacheOptions,
 }
 
 impl Entry {
@@ -104,6 +127,8 @@ impl Cache {
             unknown,
             loading: Mutex::default(),
             loads: AtomicUsize::new(0),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
             options,
         }))
     }
@@ -158,8 +183,10 @@ impl Cache {
         for _ in 0..TRIES {
             let cached = known.get(request).or_else(|| unknown.get(request));
             if let Some(entry) = cached.filter(|entry| self.is_current(entry)) {
+                self.0.hits.fetch_add(1, Ordering::Relaxed);
                 return Ok(entry);
             }
+            self.0.misses.fetch_add(1, Ordering::Relaxed);
             let entry = timeout_at(deadline, self.join_load(request)?)
                 .await
                 .map_err(|_| Unavailable::Lookup(Arc::new(LookupError::TimedOut)))??;
@@ -168,6 +195,27 @@ impl Cache {
             }
         }
         Err(Unavailable::Unconfirmed)
+    }
+
+    /// What it holds. Looks at every unknown entry, so not for an async task to wait for.
+    pub fn stats(&self) -> CacheStats {
+        let inner = &self.0;
+        // Counted are only those whose arrival has been worked off.
+        inner.known.run_pending_tasks();
+        inner.unknown.run_pending_tasks();
+        let unknown = inner.unknown.iter();
+        CacheStats {
+            known_entries: inner.known.entry_count(),
+            known_bytes: inner.known.weighted_size(),
+            unknown_entries: inner.unknown.entry_count(),
+            unknown_bytes: unknown
+                .map(|(request, entry)| u64::from(weight(&request, &entry)))
+                .sum(),
+            hits: inner.hits.load(Ordering::Relaxed),
+            misses: inner.misses.load(Ordering::Relaxed),
+            loads: inner.loads.load(Ordering::Relaxed),
+            options: inner.options.clone(),
+        }
     }
 
     /// The load of `request` that is under way, or a new one.

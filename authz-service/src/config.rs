@@ -74,6 +74,9 @@ pub struct Admin {
     pub grpc_addr: SocketAddr,
     /// HTTP: `/healthz`, `/readyz`, `/metrics`.
     pub http_addr: SocketAddr,
+    /// Path of a Unix socket for the same gRPC, and for cutting tunnels; none by default. Its folder
+    /// must not be writable by others.
+    pub socket: Option<PathBuf>,
 }
 
 /// Who is trusted, and where the registry is.
@@ -232,6 +235,14 @@ impl Config {
                 return Err(ConfigError::NotLoopback { key, address });
             }
         }
+        if self
+            .admin
+            .socket
+            .as_ref()
+            .is_some_and(|path| !path.is_absolute())
+        {
+            return Err(ConfigError::NotAbsolute("admin.socket"));
+        }
         for (key, value, max) in [
             (
                 "server.check_timeout_ms",
@@ -357,7 +368,6 @@ impl Config {
             total: self.tunnel.max_tunnels,
             per_key: self.tunnel.max_tunnels_per_key,
             max_unconfirmed: Duration::from_millis(self.tunnel.max_unconfirmed_ms),
-            max_age: Duration::from_millis(self.cache.max_age_ms),
         }
     }
 

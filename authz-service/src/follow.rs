@@ -45,6 +45,7 @@ pub async fn follow(mut feed: Feed, freshness: Arc<Freshness>, options: FollowOp
                 }
                 failing = false;
                 report(&batch);
+                freshness.note(feed.progress());
                 freshness.apply(&batch, began);
             }
             Err(error) => {

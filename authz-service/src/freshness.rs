@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use permission::Request;
-use registry::{Batch, Change};
+use registry::{Batch, Change, Progress};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 
@@ -61,6 +61,8 @@ pub struct Freshness {
     generation: AtomicU64,
     /// Everything committed before this moment is applied; `None` before the first read.
     confirmed: watch::Sender<Option<BootTime>>,
+    /// Where the last confirmation came from. Locked only to copy.
+    progress: Mutex<Option<Progress>>,
     /// Asks the feed's task to read now.
     wanted: Notify,
     /// Who waits for which tag. Locked only to add, remove or wake.
@@ -90,6 +92,7 @@ impl Default for Freshness {
             floor: AtomicU64::new(0),
             generation: AtomicU64::new(0),
             confirmed: watch::Sender::new(None),
+            progress: Mutex::default(),
             wanted: Notify::new(),
             watchers: Mutex::default(),
         }
@@ -212,6 +215,17 @@ impl Freshness {
             } => self.permission_tag(identity, spki, destination),
             Change::SigningKey(key_id) => self.signing_key_tag(key_id),
         }
+    }
+
+    /// Notes how far the feed was read.
+    pub fn note(&self, progress: Option<Progress>) {
+        *self.progress.lock().unwrap_or_else(PoisonError::into_inner) = progress;
+    }
+
+    /// How far the feed was read when it last could be; for people to see.
+    pub fn progress(&self) -> Option<Progress> {
+        let progress = self.progress.lock();
+        progress.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The moment up to which every change is known.

@@ -26,6 +26,17 @@ struct Cut {
     reason: &'static str,
 }
 
+/// A tunnel that counts as open, until it is dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct CountedTunnel(Gauge);
+
+impl Drop for CountedTunnel {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// Everything that is counted; clones share the counts.
 #[derive(Debug, Clone)]
 pub struct Metrics {
@@ -96,17 +107,15 @@ impl Metrics {
         self.duration.observe(took.as_secs_f64());
     }
 
-    /// Counts a tunnel that opens.
-    pub fn tunnel_opened(&self) {
+    /// Counts a tunnel as open, until what this returns is dropped.
+    pub fn tunnel_opened(&self) -> CountedTunnel {
         self.open_tunnels.inc();
+        CountedTunnel(self.open_tunnels.clone())
     }
 
-    /// Counts a tunnel that ended: cut for this reason, or by itself.
-    pub fn tunnel_closed(&self, cut: Option<&'static str>) {
-        self.open_tunnels.dec();
-        if let Some(reason) = cut {
-            self.cut_tunnels.get_or_create(&Cut { reason }).inc();
-        }
+    /// Counts a tunnel that was cut for this reason.
+    pub fn tunnel_cut(&self, reason: &'static str) {
+        self.cut_tunnels.get_or_create(&Cut { reason }).inc();
     }
 
     /// All of it, as `/metrics` answers; `confirmed_age` is how old the registry's last
@@ -120,5 +129,28 @@ impl Metrics {
             // Writing to a String can't fail.
             Err(std::fmt::Error) => String::new(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tunnel_counts_as_open_until_it_is_dropped_even_by_a_panic() {
+        let metrics = Metrics::default();
+        let open = |count: i64| {
+            let text = metrics.text(None);
+            let line = format!("agent_gateway_open_tunnels {count}");
+            assert!(text.lines().any(|found| found == line), "{text}");
+        };
+        let _first = metrics.tunnel_opened();
+        let counting = metrics.clone();
+        let panicked = std::thread::spawn(move || {
+            let _second = counting.tunnel_opened();
+            panic!("on purpose");
+        });
+        assert!(panicked.join().is_err());
+        open(1);
     }
 }

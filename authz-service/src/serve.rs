@@ -1,12 +1,16 @@
 //! Starts the listeners, and ends them when told to.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::AuthorizationServer;
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
+use futures::stream::{pending, select};
+use futures::{Stream, StreamExt as _};
 use proto::admin::v1::debug_server::DebugServer;
+use proto::admin::v1::operations_server::OperationsServer;
 use registry::{Feed, OpenError, Reader};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,13 +22,14 @@ use tonic::transport::Server;
 use tonic::transport::server::Router;
 use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
+use tracing::field;
 
 use crate::addresses::{AddressPolicy, is_this_machine};
-use crate::admin::{Explainer, Probes};
+use crate::admin::{AdminSocket, Explainer, Operations, Probes, SocketError};
 use crate::cache::Cache;
 use crate::check::Checks;
 use crate::config::{Config, ConfigError};
-use crate::connections;
+use crate::connections::{self, Connection};
 use crate::decision_point::DecisionPoint;
 use crate::follow::{follow, listen};
 use crate::freshness::Freshness;
@@ -73,6 +78,9 @@ pub enum ServeError {
         /// What happened.
         source: std::io::Error,
     },
+    /// The socket for operators.
+    #[error("admin.socket: {0}")]
+    AdminSocket(#[from] SocketError),
     /// Reflection's descriptors are broken; a build without them would not have started either.
     #[error("reflection can't be built: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -176,6 +184,10 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
 
     let grpc = bind("server.grpc_addr", config.server.grpc_addr).await?;
     let admin_grpc = bind("admin.grpc_addr", config.admin.grpc_addr).await?;
+    let socket = match &config.admin.socket {
+        Some(path) => Some(AdminSocket::bind(path).await?),
+        None => None,
+    };
     let admin_http = bind("admin.http_addr", config.admin.http_addr).await?;
     if !config.admin.http_addr.ip().is_loopback() {
         tracing::warn!(address = %config.admin.http_addr, "metrics are open to the network");
@@ -188,14 +200,21 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
     let cache = point.cache.clone();
     let limits = config.tunnel_limits();
     let tunnels = Tunnels::new(cache, Arc::clone(&freshness), limits, metrics, cut.clone());
+    let operations = Operations::new(
+        Arc::clone(&freshness),
+        point.cache.clone(),
+        tunnels.clone(),
+        Duration::from_millis(config.policy.max_staleness_ms),
+        config.admin.socket.clone(),
+    );
     let calls = envoy_calls(config, checks.clone(), tunnels, health_service.clone());
-    let incoming = connections::accept(grpc, MAX_ENVOY_CONNECTIONS);
+    let incoming = connections::accept(connections::Listener::Tcp(grpc), MAX_ENVOY_CONNECTIONS);
     let stopped = stop.clone().cancelled_owned();
     let envoy = tasks.spawn(calls.serve_with_incoming_shutdown(incoming, stopped));
 
     let explainer = Explainer::new(point, check_timeout);
-    let calls = admin_calls(check_timeout, checks, explainer, health_service)?;
-    let incoming = connections::accept(admin_grpc, MAX_ADMIN_CONNECTIONS);
+    let calls = admin_calls(check_timeout, checks, explainer, operations, health_service)?;
+    let incoming = admin_connections(admin_grpc, socket);
     let stopped = stop.clone().cancelled_owned();
     let admin = tasks.spawn(calls.serve_with_incoming_shutdown(incoming, stopped));
 
@@ -204,12 +223,14 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
     let following = follow(feed, Arc::clone(&freshness), config.follow_options());
     let follower = tokio::spawn(following);
     tokio::spawn(listen(options.url, freshness));
-    let incoming = connections::accept(admin_http, MAX_HTTP_CONNECTIONS);
+    let incoming =
+        connections::accept(connections::Listener::Tcp(admin_http), MAX_HTTP_CONNECTIONS);
     tokio::spawn(probes.clone().serve(incoming));
     tracing::info!(
         grpc = %config.server.grpc_addr,
         admin_grpc = %config.admin.grpc_addr,
         admin_http = %config.admin.http_addr,
+        admin_socket = config.admin.socket.as_ref().map(|path| field::display(path.display())),
         "serving"
     );
     Ok(Running {
@@ -259,6 +280,22 @@ async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, Ser
         })
 }
 
+/// Those of people. Each listener has its own share: whoever takes all of the one leaves the
+/// operator's alone.
+fn admin_connections(
+    tcp: TcpListener,
+    socket: Option<AdminSocket>,
+) -> impl Stream<Item = io::Result<Connection>> {
+    let tcp = connections::accept(connections::Listener::Tcp(tcp), MAX_ADMIN_CONNECTIONS);
+    let socket = socket.map_or_else(
+        || pending().boxed(),
+        |socket| {
+            connections::accept(connections::Listener::Unix(socket), MAX_ADMIN_CONNECTIONS).boxed()
+        },
+    );
+    select(socket, tcp.boxed())
+}
+
 /// What Envoy may call: decisions, open tunnels and health, nothing else.
 fn envoy_calls(
     config: &Config,
@@ -278,11 +315,12 @@ fn envoy_calls(
         .add_service(health)
 }
 
-/// What people may call: the same decisions, explained, and gRPC reflection.
+/// What people may call: the same decisions, explained, what is held in memory, and gRPC reflection.
 fn admin_calls(
     check_timeout: Duration,
     checks: Checks,
     explainer: Explainer,
+    operations: Operations,
     health: HealthServer<impl Health>,
 ) -> Result<Router, ServeError> {
     // grpcurl up to 1.8 speaks only v1alpha, newer tools v1.
@@ -292,12 +330,14 @@ fn admin_calls(
             .register_encoded_file_descriptor_set(proto::ENVOY_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
             .with_service_name("agent_gateway.admin.v1.Debug")
+            .with_service_name("agent_gateway.admin.v1.Operations")
             .with_service_name("envoy.service.auth.v3.Authorization")
             .with_service_name("grpc.health.v1.Health")
     };
     Ok(bounded(MAX_ADMIN_CALLS, check_timeout)
         .add_service(authorization(checks))
         .add_service(DebugServer::new(explainer).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(OperationsServer::new(operations).max_decoding_message_size(MAX_MESSAGE))
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .add_service(health))

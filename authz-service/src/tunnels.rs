@@ -6,8 +6,8 @@
 //! every window, is decided anew. Who and where come from the metadata of our own Check, which
 //! no client can set, never from headers.
 
-mod limits;
 mod message;
+mod table;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::Ex
 use envoy_types::pb::envoy::service::ext_proc::v3::{ProcessingRequest, ProcessingResponse};
 use futures::StreamExt as _;
 use futures::stream::{BoxStream, once};
-use permission::{Decision, Reason, Timestamp, decide};
+use permission::{Decision, Id, Reason, Timestamp, decide};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
@@ -29,9 +29,8 @@ use crate::check::now;
 use crate::freshness::{BootTime, Freshness, Watch};
 use crate::metrics::Metrics;
 
-pub use limits::Limits;
-use limits::Places;
-use message::Opened;
+pub use table::{Filter, Limits, Page, Selector, Tunnel};
+use table::{Place, Table};
 
 /// Envoy gives up on the first answer after its `message_timeout` (1 s).
 const FIRST_ANSWER: Duration = Duration::from_millis(900);
@@ -51,6 +50,8 @@ enum Cut {
     Denied(Reason),
     /// One too many.
     TooMany,
+    /// An operator said so.
+    ByOperator,
     /// This service stops.
     Stopping,
 }
@@ -60,6 +61,7 @@ impl Cut {
         match self {
             Self::Denied(reason) => reason.code(),
             Self::TooMany => "too_many_tunnels",
+            Self::ByOperator => "cut_by_operator",
             Self::Stopping => "service_stopping",
         }
     }
@@ -70,7 +72,7 @@ impl Cut {
 pub struct Tunnels {
     cache: Cache,
     freshness: Arc<Freshness>,
-    places: Arc<Places>,
+    table: Arc<Table>,
     limits: Limits,
     metrics: Metrics,
     stop: CancellationToken,
@@ -86,16 +88,26 @@ impl Tunnels {
         metrics: Metrics,
         stop: CancellationToken,
     ) -> Self {
-        let places = Arc::new(Places::new(limits.total, limits.per_key));
+        let table = Arc::new(Table::new(&limits));
         Self {
             cache,
             freshness,
-            places,
+            table,
             limits,
             metrics,
             stop,
             turns: Arc::new(Semaphore::new(TURNS)),
         }
+    }
+
+    /// At most `most` open tunnels that meet `filter`, from where a page left off, or 0.
+    pub fn list(&self, filter: &Filter, from: u64, most: usize) -> Page {
+        self.table.list(filter, from, most)
+    }
+
+    /// Cuts open tunnels, as an operator may; returns their ids. Nothing is revoked by it.
+    pub fn cut(&self, selector: &Selector) -> Vec<Id> {
+        self.table.cut(selector)
     }
 
     /// One tunnel from its first message to its end.
@@ -108,7 +120,7 @@ impl Tunnels {
         let Ok(Ok(Some(first))) = timeout(FIRST_ANSWER, inbound.message()).await else {
             return;
         };
-        let Some(opened) = message::read(&first) else {
+        let Some(opened) = message::read(&first, now()) else {
             // Not a tunnel that our Check allowed.
             tracing::error!("a stream without our metadata was refused: check Envoy's config");
             let _ = outbound
@@ -116,45 +128,59 @@ impl Tunnels {
                 .await;
             return;
         };
-        let span = tracing::info_span!("tunnel", decision.id = opened.decision_id);
-        async {
-            let began = std::time::Instant::now();
-            let ended = match self.places.take(&opened.request.spki) {
-                None => Some(Cut::TooMany),
-                Some(place) => {
-                    self.metrics.tunnel_opened();
-                    let ended = self.hold(&opened, &mut inbound, &outbound, deadline).await;
-                    self.metrics.tunnel_closed(ended.map(Cut::code));
-                    drop(place);
-                    ended
-                }
-            };
-            let Some(cut) = ended else { return };
-            tracing::info!(
-                decision.id = opened.decision_id,
-                identity = opened.request.identity.as_str().escape_debug().to_string(),
-                destination = %opened.request.destination,
-                reason = cut.code(),
-                open_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
-                "tunnel cut"
-            );
-            let _ = outbound
-                .send(Ok(message::cut(cut, &opened.decision_id)))
-                .await;
-            // Envoy ends the stream when it has cut the tunnel; not for ever.
-            let _ = timeout(FIRST_ANSWER, async {
-                while matches!(inbound.message().await, Ok(Some(_))) {}
-            })
+        let span = tracing::info_span!("tunnel", decision.id = opened.id.as_str());
+        self.register(&opened, &mut inbound, &outbound, deadline)
+            .instrument(span)
             .await;
+    }
+
+    /// Gives the tunnel its place, holds it, and cuts it when there is a reason to.
+    async fn register(
+        &self,
+        opened: &Tunnel,
+        inbound: &mut Streaming<ProcessingRequest>,
+        outbound: &mpsc::Sender<Result<ProcessingResponse, Status>>,
+        deadline: Instant,
+    ) {
+        let began = std::time::Instant::now();
+        // Kept until Envoy has ended the stream: so long it may still have the tunnel open.
+        let mut held = None;
+        let ended = match self.table.take(opened.clone()) {
+            None => Some(Cut::TooMany),
+            Some((place, ordered)) => {
+                let (place, _) = held.insert((place, self.metrics.tunnel_opened()));
+                tokio::select! {
+                    biased;
+                    Ok(()) = ordered => Some(Cut::ByOperator),
+                    ended = self.hold(opened, place, inbound, outbound, deadline) => ended,
+                }
+            }
+        };
+        let Some(cut) = ended else { return };
+        if held.is_some() {
+            self.metrics.tunnel_cut(cut.code());
         }
-        .instrument(span)
+        tracing::info!(
+            decision.id = opened.id.as_str(),
+            identity = opened.request.identity.as_str().escape_debug().to_string(),
+            destination = %opened.request.destination,
+            reason = cut.code(),
+            open_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "tunnel cut"
+        );
+        // Envoy ends the stream when it has cut the tunnel; not for ever.
+        let _ = timeout(FIRST_ANSWER, async {
+            let _ = outbound.send(Ok(message::cut(cut, &opened.id))).await;
+            while matches!(inbound.message().await, Ok(Some(_))) {}
+        })
         .await;
     }
 
     /// Holds a registered tunnel; returns why to cut it, or `None` when it ended by itself.
     async fn hold(
         &self,
-        opened: &Opened,
+        opened: &Tunnel,
+        place: &Place,
         inbound: &mut Streaming<ProcessingRequest>,
         outbound: &mpsc::Sender<Result<ProcessingResponse, Status>>,
         deadline: Instant,
@@ -162,7 +188,7 @@ impl Tunnels {
         if !self.freshness.confirm(BootTime::now(), deadline).await {
             return Some(Cut::Denied(Reason::RegistryUnavailable));
         }
-        let mut grounds = match self.grounds(opened, deadline).await {
+        let mut grounds = match self.grounds(opened, place, deadline).await {
             Ok(grounds) => grounds,
             Err(refused) => return Some(refused.into()),
         };
@@ -194,7 +220,7 @@ impl Tunnels {
                 continue;
             }
             let decided = tokio::select! {
-                decided = self.grounds(opened, Instant::now() + DECISION) => decided,
+                decided = self.grounds(opened, place, Instant::now() + DECISION) => decided,
                 () = self.stop.cancelled() => return Some(Cut::Stopping),
             };
             match decided {
@@ -222,7 +248,12 @@ impl Tunnels {
     }
 
     /// Decides about the tunnel, from facts that are current.
-    async fn grounds(&self, opened: &Opened, deadline: Instant) -> Result<Grounds, Refused> {
+    async fn grounds(
+        &self,
+        opened: &Tunnel,
+        place: &Place,
+        deadline: Instant,
+    ) -> Result<Grounds, Refused> {
         // Waits its turn: a change that touches all tunnels leaves lookups to Checks.
         let turn = timeout_at(deadline, self.turns.acquire()).await;
         let Ok(Ok(_turn)) = turn else {
@@ -232,7 +263,7 @@ impl Tunnels {
             let facts = self.cache.confirmed_facts(&opened.request, deadline).await;
             let entry = facts.map_err(|error: Unavailable| {
                 tracing::warn!(
-                    decision.id = opened.decision_id,
+                    decision.id = opened.id.as_str(),
                     %error,
                     "an open tunnel can't be decided about"
                 );
@@ -246,6 +277,7 @@ impl Tunnels {
             return match decide(&entry.facts, &opened.request, now()) {
                 Decision::Allow(permit) => {
                     let ends_at = permit.ends_at();
+                    place.rests_on(&permit.permission().permission_id);
                     Ok(Grounds {
                         entry,
                         watch,

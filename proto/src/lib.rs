@@ -3,9 +3,9 @@
 //! The types of Envoy's services come from the envoy-types crate, not from here.
 #![forbid(unsafe_code)]
 
-/// The admin interface that explains decisions.
+/// The admin interface: decisions explained, what is held in memory, and the kill switch.
 pub mod admin {
-    /// Package `agent_gateway.admin.v1`; `decision.proto` documents it.
+    /// Package `agent_gateway.admin.v1`; its .proto files document it.
     #[allow(
         missing_docs,
         unreachable_pub,

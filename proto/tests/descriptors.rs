@@ -8,10 +8,13 @@ use prost_types::{FileDescriptorProto, FileDescriptorSet};
 use proto::{DESCRIPTOR_SET, ENVOY_DESCRIPTOR_SET};
 
 #[test]
-fn own_descriptors_hold_the_debug_service() {
+fn own_descriptors_hold_the_admin_services() {
     assert_eq!(
         services(&decode(DESCRIPTOR_SET)),
-        ["agent_gateway.admin.v1.Debug"]
+        [
+            "agent_gateway.admin.v1.Debug",
+            "agent_gateway.admin.v1.Operations"
+        ]
     );
 }
 

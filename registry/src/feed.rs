@@ -93,6 +93,19 @@ struct Position {
     last: Option<(i64, u64)>,
 }
 
+/// How far a feed was read, for people to see.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// The server: Postgres's system identifier.
+    pub system: String,
+    /// Its timeline.
+    pub timeline: i32,
+    /// All changes of transactions below this one are handled.
+    pub xmin: u64,
+    /// The number of the last change handled.
+    pub last_change: Option<i64>,
+}
+
 #[derive(Debug, sqlx::FromRow)]
 struct FeedRow {
     #[sqlx(flatten)]
@@ -186,6 +199,16 @@ impl Feed {
             Ok(Err(error)) => Err(error),
             Err(_) => Err(LookupError::TimedOut),
         }
+    }
+
+    /// How far it was read; `None` where the last read failed, or none was made.
+    pub fn progress(&self) -> Option<Progress> {
+        self.position.as_ref().map(|position| Progress {
+            system: position.system.clone(),
+            timeline: position.timeline,
+            xmin: position.xmin,
+            last_change: position.last.map(|(seq, _)| seq),
+        })
     }
 
     /// A connection on which nothing that was given up on goes on for long in the server.

@@ -14,7 +14,7 @@ mod server;
 mod writer;
 
 pub use connection::{OpenError, Options, Reader};
-pub use feed::{Batch, Change, Feed, Wakeups, Why};
+pub use feed::{Batch, Change, Feed, Progress, Wakeups, Why};
 pub use listing::{KeyEntry, PermissionEntry, ScopeEntry};
 pub use lookup::LookupError;
 pub use schema::{MigrateError, SCHEMA_VERSION, SchemaError, migrate};

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use registry::{MigrateError, OpenError, SchemaError};
 
+use crate::admin::SocketError;
 use crate::config::ConfigError;
 use crate::serve::ServeError;
 
@@ -67,11 +68,27 @@ impl Failure {
             Self::Serve(ServeError::Bind { .. }) => {
                 (UNAVAILABLE, "another process may have it: `ss -ltnp` tells")
             }
+            Self::Serve(ServeError::AdminSocket(error)) => admin_socket(error),
             Self::Serve(
                 ServeError::Reflection(_) | ServeError::Listener(_) | ServeError::Io(_),
             ) => (SOFTWARE, "the log has more"),
             Self::Runtime(_) => (SOFTWARE, "the system refused a thread or a file descriptor"),
         }
+    }
+}
+
+fn admin_socket(error: &SocketError) -> (u8, &'static str) {
+    match error {
+        SocketError::UnsafeFolder(_) => (
+            USAGE,
+            "put admin.socket into a folder of the service's own user, mode 0700",
+        ),
+        SocketError::NotASocket(_) => (USAGE, "let admin.socket name a path that is free"),
+        SocketError::InUse(_) => (UNAVAILABLE, "each process needs an admin.socket of its own"),
+        SocketError::Io { .. } => (
+            UNAVAILABLE,
+            "the folder of admin.socket must exist, and this user must be able to write there",
+        ),
     }
 }
 

@@ -22,6 +22,7 @@ impl Default for Admin {
         Self {
             grpc_addr: loopback(50052),
             http_addr: loopback(9464),
+            socket: None,
         }
     }
 }

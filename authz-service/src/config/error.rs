@@ -38,6 +38,9 @@ pub enum ConfigError {
         /// What it says.
         address: SocketAddr,
     },
+    /// A path that depends on where the service is started.
+    #[error("{0} must be an absolute path")]
+    NotAbsolute(&'static str),
     /// Zero, or so large that it bounds nothing.
     #[error("{key} must be from 1 to {max}")]
     OutOfRange {
@@ -62,6 +65,7 @@ impl ConfigError {
                 "set policy.database_url_env to the name of a variable with the URL"
             }
             Self::NotLoopback { .. } => "listen on 127.0.0.1 or [::1], on Envoy's machine",
+            Self::NotAbsolute(_) => "write it from / on, or leave the key out",
             Self::OutOfRange { .. } => "config.example.toml shows the default",
         }
     }

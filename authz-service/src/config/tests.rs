@@ -47,6 +47,7 @@ fn defaults_are_those_of_the_documentation() {
     assert_eq!(config.server.shutdown_timeout_ms, 5000);
     assert_eq!(config.admin.grpc_addr.to_string(), "127.0.0.1:50052");
     assert_eq!(config.admin.http_addr.to_string(), "127.0.0.1:9464");
+    assert_eq!(config.admin.socket, None);
     assert_eq!(
         config.policy.client_ext_oid.to_string(),
         "1.3.6.1.4.1.57264.1.1"
@@ -131,7 +132,7 @@ fn unknown_sections_and_keys_are_refused_by_name() {
         ),
         (
             "[admin]\ngrpc = 1",
-            "config.toml: admin.grpc: unknown key, known are grpc_addr, http_addr".to_owned(),
+            "config.toml: admin.grpc: unknown key, known are grpc_addr, http_addr, socket".to_owned(),
         ),
         (
             "[observability]\nlog_stdout = false",
@@ -153,7 +154,8 @@ fn unknown_sections_and_keys_are_refused_by_name() {
         ),
         (
             "AGENT_GATEWAY__ADMIN__GRPC",
-            "AGENT_GATEWAY__ADMIN__GRPC: unknown key, known are grpc_addr, http_addr".to_owned(),
+            "AGENT_GATEWAY__ADMIN__GRPC: unknown key, known are grpc_addr, http_addr, socket"
+                .to_owned(),
         ),
     ] {
         assert_eq!(refused("", &[(variable, "1")]), expected);
@@ -229,6 +231,14 @@ fn bounds_that_bound_nothing_are_refused() {
         for value in [1, max] {
             assert!(load(&set(value), &[]).is_ok(), "{}", set(value));
         }
+    }
+}
+
+#[test]
+fn a_socket_whose_place_depends_on_where_the_service_starts_is_refused() {
+    for path in ["", "admin.sock", "./admin.sock"] {
+        let file = format!("[admin]\nsocket = \"{path}\"");
+        assert_eq!(refused(&file, &[]), "admin.socket must be an absolute path");
     }
 }
 

@@ -17,10 +17,21 @@ use super::{DESTINATION, Scene, channel};
 
 /// Runs grpcurl with `message` for its input; its output, or else what it complains about.
 fn grpcurl(address: SocketAddr, arguments: &[&str], message: &str) -> Result<String, String> {
+    let address = address.to_string();
+    grpcurl_to(&[&address], arguments, message)
+}
+
+/// As [`grpcurl`], to what these arguments name.
+pub(crate) fn grpcurl_to(
+    target: &[&str],
+    arguments: &[&str],
+    message: &str,
+) -> Result<String, String> {
     let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.tools/bin/grpcurl");
     assert!(program.exists(), "no grpcurl: run `make setup`");
     let mut grpcurl = Command::new(program)
-        .args(["-plaintext", "-d", "@", &address.to_string()])
+        .args(["-plaintext", "-d", "@"])
+        .args(target)
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -58,6 +69,7 @@ async fn grpcurl_lists_and_describes_the_services() {
         listed,
         [
             "agent_gateway.admin.v1.Debug",
+            "agent_gateway.admin.v1.Operations",
             "envoy.service.auth.v3.Authorization",
             "grpc.health.v1.Health",
         ]
@@ -160,6 +172,7 @@ async fn reflection_v1_lists_the_same_and_only_on_the_admin_listener() {
         listed,
         [
             "agent_gateway.admin.v1.Debug",
+            "agent_gateway.admin.v1.Operations",
             "envoy.service.auth.v3.Authorization",
             "grpc.health.v1.Health",
         ]

@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+mod admin_socket;
 mod bounds;
 mod cache;
 mod checks;
@@ -18,6 +19,7 @@ mod grpcurl;
 mod http;
 mod lock;
 mod logs;
+mod operations;
 mod probes;
 mod shutdown;
 mod traces;

@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+mod admin;
 mod allowed;
 mod authority;
 mod certificates;

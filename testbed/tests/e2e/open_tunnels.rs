@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::{Scene, assert_denied};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Scene {
     /// As [`Scene::granted`], with one setting of the service changed.
@@ -33,14 +33,14 @@ impl Scene {
     }
 
     /// A tunnel that has carried something.
-    async fn open(&self) -> Tunnel {
+    pub(crate) async fn open(&self) -> Tunnel {
         let mut tunnel = self.connect().await.into_tunnel().unwrap();
         assert!(lives(&mut tunnel).await);
         tunnel
     }
 
     /// Waits for Envoy's record of a tunnel that was cut for `reason`.
-    async fn cut_for(&self, reason: &str) {
+    pub(crate) async fn cut_for(&self, reason: &str) {
         let logged = self.gateway.envoy.logged(|entry| {
             entry["type"] == "DownstreamEnd"
                 && entry["details"]
@@ -52,7 +52,7 @@ impl Scene {
 }
 
 /// Whether bytes still come back.
-async fn lives(tunnel: &mut Tunnel) -> bool {
+pub(crate) async fn lives(tunnel: &mut Tunnel) -> bool {
     let echo = async {
         tunnel.write_all(b"ping").await?;
         tunnel.read_exact(&mut [0; 4]).await
@@ -61,7 +61,7 @@ async fn lives(tunnel: &mut Tunnel) -> bool {
 }
 
 /// Waits until a tunnel ends.
-async fn ends(mut tunnel: Tunnel) {
+pub(crate) async fn ends(mut tunnel: Tunnel) {
     // A cut is a reset, or to this client an end; either way nothing more comes.
     let _ = timeout(PATIENCE, tunnel.read_to_end(&mut Vec::new()))
         .await

@@ -1,0 +1,141 @@
+//! The Unix socket for operators: whoever may open it may cut tunnels, so only its owner may.
+
+use std::fs::{self, File, Permissions, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rustix::process::geteuid;
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
+use tokio::time::{Instant, sleep};
+
+/// Only the owner, and root, may connect.
+const MODE: u32 = 0o600;
+/// Writable by the group or by others: they could put another socket in its place.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+const BACKLOG: u32 = 32;
+/// How long another process that is just starting in the same folder is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why there is no admin socket.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Others could put their own socket there.
+    #[error("folder {} belongs to another user, or others may write to it", .0.display())]
+    UnsafeFolder(PathBuf),
+    /// A file that is no socket.
+    #[error("{} is there, and is not a socket", .0.display())]
+    NotASocket(PathBuf),
+    /// A live process has it.
+    #[error("another process listens at {}", .0.display())]
+    InUse(PathBuf),
+    /// The operating system refuses.
+    #[error("{} can't be listened on: {source}", path.display())]
+    Io {
+        /// The socket.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+}
+
+/// The listening socket; its file is removed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct AdminSocket {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Which file is ours: device and inode.
+    file: (u64, u64),
+}
+
+impl AdminSocket {
+    /// Listens at `path`. A socket that a dead process left there is replaced, a live one is not.
+    pub(crate) async fn bind(path: &Path) -> Result<Self, SocketError> {
+        let failed = |source| SocketError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let folder = path.parent().unwrap_or(Path::new("/"));
+        let found = fs::metadata(folder).map_err(failed)?;
+        let trusted = [0, geteuid().as_raw()].contains(&found.uid());
+        if !trusted || found.mode() & WRITABLE_BY_OTHERS != 0 {
+            return Err(SocketError::UnsafeFolder(folder.to_owned()));
+        }
+        // Between looking and listening no other process of ours may do the same.
+        let _locked = lock(folder, path).await?;
+        remove_stale(path).await?;
+        let socket = UnixSocket::new_stream().map_err(failed)?;
+        socket.bind(path).map_err(failed)?;
+        // Before it listens: until then nobody can connect, whatever the umask says.
+        fs::set_permissions(path, Permissions::from_mode(MODE)).map_err(failed)?;
+        let listener = socket.listen(BACKLOG).map_err(failed)?;
+        let file = identity(path).map_err(failed)?;
+        Ok(Self {
+            listener,
+            path: path.to_owned(),
+            file,
+        })
+    }
+
+    pub(crate) async fn accept(&self) -> io::Result<UnixStream> {
+        self.listener.accept().await.map(|(stream, _)| stream)
+    }
+}
+
+impl Drop for AdminSocket {
+    fn drop(&mut self) {
+        // It still listens, so nobody has replaced it as stale.
+        if identity(&self.path).is_ok_and(|file| file == self.file) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Locks the folder, until what this returns is dropped.
+async fn lock(folder: &Path, path: &Path) -> Result<File, SocketError> {
+    let failed = |source| SocketError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let file = File::open(folder).map_err(failed)?;
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                sleep(Duration::from_millis(10)).await;
+            }
+            Err(TryLockError::WouldBlock) => return Err(SocketError::InUse(path.to_owned())),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+    }
+}
+
+async fn remove_stale(path: &Path) -> Result<(), SocketError> {
+    let failed = |source| SocketError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed(error)),
+        Ok(found) if !found.file_type().is_socket() => {
+            return Err(SocketError::NotASocket(path.to_owned()));
+        }
+        Ok(_) => {}
+    }
+    match UnixStream::connect(path).await {
+        // Nobody listens any more.
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            fs::remove_file(path).map_err(failed)
+        }
+        // Somebody does, even if it takes no connection now.
+        _ => Err(SocketError::InUse(path.to_owned())),
+    }
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let found = fs::symlink_metadata(path)?;
+    Ok((found.dev(), found.ino()))
+}
