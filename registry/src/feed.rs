@@ -204,8 +204,8 @@ impl Feed {
     /// How far it was read; `None` where the last read failed, or none was made.
     pub fn progress(&self) -> Option<Progress> {
         self.position.as_ref().map(|position| Progress {
-            system: position.system.clone(),
-            timeline: position.timeline,
+            system: position.server.system.clone(),
+            timeline: position.server.timeline,
             xmin: position.xmin,
             last_change: position.last.map(|(seq, _)| seq),
         })
