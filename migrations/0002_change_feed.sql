@@ -128,8 +128,8 @@ DECLARE
     gone xid8;
     pruned bigint;
 BEGIN
-    -- Arbitrary, and ours.
-    IF NOT pg_try_advisory_xact_lock(7018133172236450157) THEN
+    PERFORM FROM registry_changes_pruned FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
         RETURN 0;
     END IF;
     -- Below the snapshot's xmin, so that no transaction still open can add to what is pruned.

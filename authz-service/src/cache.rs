@@ -23,7 +23,7 @@ use crate::freshness::{BootTime, Freshness, Stamp, Tag};
 pub struct CacheOptions {
     /// Most bytes of facts about requests that have a permission, about.
     pub max_bytes: u64,
-    /// Most requests remembered that have none. Apart from the others, so that a flood of
+    /// Most requests remembered that have none, and a KiB for each of them. Apart from the others, so that a flood of
     /// made-up certificates pushes out nobody's permission.
     pub max_unknown: u64,
     /// Most loads under way or waiting for a connection; further ones fail at once.
@@ -119,7 +119,12 @@ impl Cache {
             .weigher(|request: &Request, entry: &Arc<Entry>| weight(request, entry))
             .max_capacity(options.max_bytes)
             .build();
-        let unknown = Moka::builder().max_capacity(options.max_unknown).build();
+        let unknown = Moka::builder()
+            .weigher(|request: &Request, entry: &Arc<Entry>| {
+                weight(request, entry).max(UNKNOWN_BYTES)
+            })
+            .max_capacity(options.max_unknown.saturating_mul(UNKNOWN_BYTES.into()))
+            .build();
         Self(Arc::new(Inner {
             reader,
             freshness,
@@ -197,20 +202,17 @@ impl Cache {
         Err(Unavailable::Unconfirmed)
     }
 
-    /// What it holds. Looks at every unknown entry, so not for an async task to wait for.
+    /// What it holds; not for an async task to wait for.
     pub fn stats(&self) -> CacheStats {
         let inner = &self.0;
         // Counted are only those whose arrival has been worked off.
         inner.known.run_pending_tasks();
         inner.unknown.run_pending_tasks();
-        let unknown = inner.unknown.iter();
         CacheStats {
             known_entries: inner.known.entry_count(),
             known_bytes: inner.known.weighted_size(),
             unknown_entries: inner.unknown.entry_count(),
-            unknown_bytes: unknown
-                .map(|(request, entry)| u64::from(weight(&request, &entry)))
-                .sum(),
+            unknown_bytes: inner.unknown.weighted_size(),
             hits: inner.hits.load(Ordering::Relaxed),
             misses: inner.misses.load(Ordering::Relaxed),
             loads: inner.loads.load(Ordering::Relaxed),
@@ -297,6 +299,9 @@ impl Inner {
         }
     }
 }
+
+/// Each unknown request counts as this much at least: that bounds their number and their bytes.
+const UNKNOWN_BYTES: u32 = 1024;
 
 /// About how many bytes an entry takes; the cache's own share included.
 fn weight(request: &Request, entry: &Entry) -> u32 {

@@ -21,6 +21,8 @@ pub struct FollowOptions {
 const READ_SPACING: Duration = Duration::from_millis(5);
 /// How often what every reader has seen is forgotten.
 const PRUNE_INTERVAL: Duration = Duration::from_mins(1);
+/// How soon there is the next part of it: each takes a moment, and the feed isn't read meanwhile.
+const PRUNE_PAUSE: Duration = Duration::from_secs(1);
 /// How soon listening is tried again where it failed.
 const LISTEN_RETRY: Duration = Duration::from_secs(5);
 
@@ -56,10 +58,16 @@ pub async fn follow(mut feed: Feed, freshness: Arc<Freshness>, options: FollowOp
             }
         }
         if Instant::now() >= prune_at {
-            prune_at = Instant::now() + PRUNE_INTERVAL;
-            if let Err(error) = feed.prune(Instant::now() + options.read_timeout).await {
+            let pruned = feed.prune(Instant::now() + options.read_timeout).await;
+            if let Err(error) = &pruned {
                 tracing::warn!(%error, "old changes can't be pruned");
             }
+            let pause = if matches!(pruned, Ok(true)) {
+                PRUNE_PAUSE
+            } else {
+                PRUNE_INTERVAL
+            };
+            prune_at = Instant::now() + pause;
         }
         sleep_until(started + READ_SPACING).await;
     }

@@ -220,18 +220,19 @@ impl Feed {
         Ok(connection)
     }
 
-    /// Forgets old changes, where this server may write; bounded by `deadline`.
-    pub async fn prune(&mut self, deadline: Instant) -> Result<(), LookupError> {
+    /// Forgets some old changes, where this server may write; ends by `deadline`. Whether there may be
+    /// more of them.
+    pub async fn prune(&mut self, deadline: Instant) -> Result<bool, LookupError> {
         let Some(mut connection) = self.connection.take() else {
-            return Ok(());
+            return Ok(false);
         };
-        let prune = sqlx::query(
-            "SELECT CASE WHEN pg_is_in_recovery() THEN 0 ELSE agent_gateway_prune_changes() END",
+        let prune = sqlx::query_scalar::<_, i64>(
+            "SELECT CASE WHEN pg_is_in_recovery() THEN 0::bigint ELSE agent_gateway_prune_changes() END",
         );
-        let pruned = timeout_at(deadline, prune.execute(&mut connection)).await;
-        pruned.map_err(|_| LookupError::TimedOut)??;
+        let pruned = timeout_at(deadline, prune.fetch_one(&mut connection)).await;
+        let pruned = pruned.map_err(|_| LookupError::TimedOut)??;
         self.connection = Some(connection);
-        Ok(())
+        Ok(pruned > 0)
     }
 }
 
