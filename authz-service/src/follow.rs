@@ -41,9 +41,7 @@ pub async fn follow(mut feed: Feed, freshness: Arc<Freshness>, options: FollowOp
         match feed.read(started + options.read_timeout).await {
             Ok(batch) => {
                 if failing {
-                    tracing::info!(
-                        "the registry's changes are followed again; all cached permissions are dropped"
-                    );
+                    tracing::info!("the registry's changes are followed again");
                 }
                 failing = false;
                 report(&batch);

@@ -164,19 +164,22 @@ impl Feed {
 
     /// Reads what is new; ends by `deadline`.
     ///
-    /// After an error nothing is lost: the next read starts where the last good one ended.
+    /// After an error the next read is of everything, and says whether it is still the same
+    /// database.
     pub async fn read(&mut self, deadline: Instant) -> Result<Batch, LookupError> {
-        // Taken, so that a connection that was given up on, with an answer still to come, is gone;
-        // and likewise what was known, if it can't be brought up to date.
-        let (taken, before) = (self.connection.take(), self.position.take());
+        // Taken, so that a connection that was given up on, with an answer still to come, is gone.
+        let taken = self.connection.take();
+        let before = self.position.as_ref();
         let reconnects = taken.is_none();
         let read = timeout_at(deadline, async {
             let mut connection = match taken {
                 Some(connection) => connection,
                 None => self.connect().await?,
             };
-            let rows = select(&mut connection, before.as_ref()).await?;
-            let (mut position, mut batch) = advance(before.as_ref(), &rows)?;
+            // One by one only on a connection that was there before: else the database may be
+            // another one, and what made the last read take too long would do so for ever.
+            let rows = select(&mut connection, before, !reconnects).await?;
+            let (mut position, mut batch) = advance(before, &rows)?;
             if reconnects && matches!(batch, Batch::Changes(_)) {
                 batch = Batch::Everything(Why::Reconnected);
             }
@@ -239,6 +242,7 @@ impl Feed {
 async fn select(
     connection: &mut PgConnection,
     position: Option<&Position>,
+    one_by_one: bool,
 ) -> Result<Vec<FeedRow>, sqlx::Error> {
     let xmin = position.map_or(0, |position| position.xmin);
     let handled = position.into_iter().flat_map(|position| &position.handled);
@@ -252,7 +256,7 @@ async fn select(
         .bind(seq)
         .bind(xid.to_string())
         .bind(i64::try_from(MAX_CHANGES + 1).unwrap_or(i64::MAX))
-        .bind(position.is_some())
+        .bind(one_by_one)
         .fetch_all(connection)
         .await
 }

@@ -300,7 +300,7 @@ async fn a_read_that_fails_is_made_up_for_by_the_next() {
     server.start_again().await.unwrap();
     assert_eq!(
         feed.read(soon()).await.unwrap(),
-        Batch::Everything(Why::First)
+        Batch::Everything(Why::Reconnected)
     );
     assert_eq!(changes(&mut feed).await, []);
 }
@@ -317,7 +317,7 @@ async fn a_connection_that_is_lost_means_that_anything_may_have_changed() {
     assert!(feed.read(soon()).await.is_err());
     assert_eq!(
         feed.read(soon()).await.unwrap(),
-        Batch::Everything(Why::First)
+        Batch::Everything(Why::Reconnected)
     );
 }
 
