@@ -108,16 +108,29 @@ impl Authz {
 
     /// How long ago the registry confirmed that all changes are known.
     async fn confirmed_age(&self) -> Result<Duration> {
+        let age = self
+            .metric("agent_gateway_registry_confirmed_age_seconds")
+            .await?;
+        Ok(Duration::try_from_secs_f64(age).unwrap_or(Duration::MAX))
+    }
+
+    /// How many tunnels the service holds.
+    pub async fn open_tunnels(&self) -> Result<usize> {
+        let open = self.metric("agent_gateway_open_tunnels").await?;
+        format!("{open:.0}").parse().context("metric")
+    }
+
+    /// What `/metrics` says of this name.
+    async fn metric(&self, name: &str) -> Result<f64> {
         let mut stream = TcpStream::connect(self.admin_http_addr()).await?;
         stream
             .write_all(b"GET /metrics HTTP/1.1\r\nhost: test\r\n\r\n")
             .await?;
         let mut answer = String::new();
         timeout(Duration::from_secs(1), stream.read_to_string(&mut answer)).await??;
-        let name = "agent_gateway_registry_confirmed_age_seconds ";
-        let age = answer.lines().find_map(|line| line.strip_prefix(name));
-        let age: f64 = age.context("metric")?.parse()?;
-        Ok(Duration::try_from_secs_f64(age).unwrap_or(Duration::MAX))
+        let mut lines = answer.lines().filter_map(|line| line.split_once(' '));
+        let value = lines.find_map(|(found, value)| (found == name).then_some(value));
+        Ok(value.context("metric")?.parse()?)
     }
 
     /// Stops the service by SIGTERM and says how it ended.

@@ -18,6 +18,8 @@ use crate::process::{self, PATIENCE, Process};
 pub struct EnvoyOptions<'a> {
     /// Where the authorization service listens, or will listen.
     pub authz: SocketAddr,
+    /// Where further replicas of it do; they are asked in turn.
+    pub replicas: Vec<SocketAddr>,
     /// The server certificate.
     pub pki: &'a GatewayPki,
     /// Which loopback address to listen on.
@@ -29,6 +31,7 @@ impl<'a> EnvoyOptions<'a> {
     pub fn new(authz: SocketAddr, pki: &'a GatewayPki) -> EnvoyOptions<'a> {
         EnvoyOptions {
             authz,
+            replicas: Vec::new(),
             pki,
             listen: Ipv4Addr::LOCALHOST.into(),
         }
@@ -126,10 +129,12 @@ impl Files {
         };
         let mut config = fs::read_to_string(repository().join("envoy/envoy.yaml"))
             .context("read envoy/envoy.yaml")?;
+        let replicas = std::iter::once(&options.authz).chain(&options.replicas);
+        let replicas: Vec<_> = replicas.map(|replica| endpoint(*replica)).collect();
         let defaults = [
             (socket("127.0.0.1:8443".parse()?), socket(files.addr)),
             (socket("127.0.0.1:9901".parse()?), socket(files.admin)),
-            (socket("127.0.0.1:50051".parse()?), socket(options.authz)),
+            (endpoint("127.0.0.1:50051".parse()?), replicas.join(", ")),
             (
                 "certs/server.pem".to_owned(),
                 text(&options.pki.certificate_file())?,
@@ -196,6 +201,12 @@ impl Files {
         };
         tokio::task::spawn_blocking(start).await?
     }
+}
+
+/// As envoy.yaml writes a member of a cluster.
+fn endpoint(addr: SocketAddr) -> String {
+    let socket = socket(addr);
+    format!("{{endpoint: {{address: {{socket_address: {socket}}}}}}}")
 }
 
 /// As envoy.yaml writes an address.

@@ -33,12 +33,22 @@ impl Gateway {
     /// Starts a gateway; database and DNS server of `options` are filled in.
     pub async fn start_with(options: AuthzOptions) -> Result<Gateway> {
         let database = crate::database().await?;
+        Self::start_on(database, options).await
+    }
+
+    /// As [`Gateway::start_with`], on an empty database of the test's own, which the service
+    /// reaches by the URL in `options` if there is one.
+    pub async fn start_on(database: Database, options: AuthzOptions) -> Result<Gateway> {
         authz::migrate(&database.url())?;
         let principal = Principal::registered(&database, &[])?;
         let dns = DnsServer::start().await?;
         dns.set_ttl(0);
+        let database_url = match &options.database_url {
+            url if url.is_empty() => database.url(),
+            url => url.clone(),
+        };
         let authz = Authz::start(&AuthzOptions {
-            database_url: database.url(),
+            database_url,
             nameservers: vec![dns.addr()],
             ..options
         })?;

@@ -25,6 +25,7 @@ pub mod service;
 pub mod swtpm;
 pub mod tls;
 pub mod tunnel;
+pub mod wire;
 
 pub use agent::{Agent, Sidecar};
 pub use authz::{Authz, AuthzOptions};
@@ -40,3 +41,4 @@ pub use raw::RawClient;
 pub use service::{Behaviour, TcpService};
 pub use swtpm::Swtpm;
 pub use tunnel::TunnelClient;
+pub use wire::Wire;

@@ -3,19 +3,21 @@
 //! Schemas are not made here; that is the registry's part.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use url::Url;
 
 use crate::process::{self, PATIENCE, Process};
+use crate::wire::Wire;
 
 /// A Postgres cluster of the test's own, with the superuser `postgres` and no password.
 #[derive(Debug)]
@@ -69,6 +71,43 @@ impl Postgres {
         let (folder, port) = (self.folder.path().to_owned(), self.port);
         self.process = blocking(move || run(&folder, port)).await?;
         Ok(())
+    }
+
+    /// Keeps a copy of all its databases; the server is stopped and started for it.
+    pub async fn save(&mut self) -> Result<()> {
+        self.stop()?;
+        let mut copy = Command::new("cp");
+        copy.arg("-a").arg(self.data()).arg(self.saved());
+        process::output(&mut copy)?;
+        self.start_again().await
+    }
+
+    /// Puts the copy in the place of what is there now.
+    pub async fn restore(&mut self) -> Result<()> {
+        self.stop()?;
+        fs::remove_dir_all(self.data())?;
+        fs::rename(self.saved(), self.data())?;
+        self.start_again().await
+    }
+
+    /// As if a standby that had all of the data had taken over: the same, on another timeline.
+    pub async fn fail_over(&mut self) -> Result<()> {
+        self.stop()?;
+        fs::write(self.data().join("recovery.signal"), "")?;
+        let mut settings = fs::OpenOptions::new()
+            .append(true)
+            .open(self.data().join("postgresql.auto.conf"))?;
+        // No archive has anything to recover, so recovery ends at once.
+        writeln!(settings, "restore_command = 'false'")?;
+        self.start_again().await
+    }
+
+    fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    fn saved(&self) -> PathBuf {
+        self.folder.path().join("saved")
     }
 
     /// Stops the server and all its backends in their tracks (SIGSTOP): connections stay open and
@@ -166,6 +205,23 @@ impl Database {
         Ok(url.into())
     }
 
+    /// Its connection URL by way of a [`Wire`] to its server.
+    pub fn url_over(&self, wire: &Wire) -> Result<String> {
+        let mut url = Url::parse(&self.url())?;
+        url.set_ip_host(wire.addr().ip())
+            .map_err(|()| anyhow!("not a URL with a host"))?;
+        url.set_port(Some(wire.addr().port()))
+            .map_err(|()| anyhow!("not a URL with a port"))?;
+        Ok(url.into())
+    }
+
+    /// Where its server listens.
+    pub fn server_addr(&self) -> Result<SocketAddr> {
+        let (host, port) = (self.server.host_str(), self.server.port().unwrap_or(5432));
+        let mut found = (host.unwrap_or("localhost"), port).to_socket_addrs()?;
+        found.next().context("the server of TEST_DATABASE_URL")
+    }
+
     /// Runs SQL statements as the owner.
     pub fn execute(&self, sql: &str) -> Result<()> {
         psql(&self.url(), sql).map(drop)
@@ -220,6 +276,8 @@ fn psql(url: &str, sql: &str) -> Result<String> {
     set("PGPASSWORD", url.password().unwrap_or_default());
     set("PGDATABASE", url.path().trim_start_matches('/'));
     set("PGPORT", &url.port().unwrap_or(5432).to_string());
+    // A server that was left paused must not hold up the end of a test that failed.
+    set("PGCONNECT_TIMEOUT", &PATIENCE.as_secs().to_string());
     for (key, value) in url.query_pairs() {
         match &*key {
             "host" => set("PGHOST", &value),

@@ -18,3 +18,4 @@ mod outage;
 mod postgres;
 mod process;
 mod swtpm;
+mod wire;
