@@ -28,6 +28,12 @@ impl Session {
         Self(psql)
     }
 
+    /// Makes what was written since its `BEGIN` count.
+    pub(crate) fn commit(mut self) {
+        let input = self.0.stdin.as_mut().unwrap();
+        input.write_all(b"COMMIT;\n").unwrap();
+    }
+
     pub(crate) fn locking_permissions(database: &Database) -> Self {
         Self::holding(database, "BEGIN; LOCK permission_registry;")
     }

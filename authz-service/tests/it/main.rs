@@ -19,9 +19,11 @@ mod grpcurl;
 mod http;
 mod lock;
 mod logs;
+mod memory;
 mod operations;
 mod probes;
 mod shutdown;
+mod streams;
 mod traces;
 
 use std::net::SocketAddr;
