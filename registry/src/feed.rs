@@ -204,7 +204,7 @@ impl Feed {
         }
     }
 
-    /// How far it was read; `None` where the last read failed, or none was made.
+    /// How far the last good read got; `None` before it.
     pub fn progress(&self) -> Option<Progress> {
         self.position.as_ref().map(|position| Progress {
             system: position.server.system.clone(),

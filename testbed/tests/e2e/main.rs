@@ -11,15 +11,22 @@ mod admin;
 mod allowed;
 mod authority;
 mod certificates;
+mod dead_services;
 mod destinations;
+mod many_changes;
 mod open_tunnels;
+mod other_databases;
 mod outages;
+mod registry_out_of_reach;
+mod replicas;
 mod signed_rows;
 mod through_the_sidecar;
+mod unheard_changes;
 
+use testbed::TunnelClient;
 use testbed::gateway::private;
 use testbed::tunnel::Answer;
-use testbed::{AuthzOptions, Behaviour, ClientCertificate, Gateway, TcpService};
+use testbed::{AuthzOptions, Behaviour, ClientCertificate, Database, Gateway, TcpService};
 
 /// A gateway, an agent with the identity that grants go to, and a service named `docstore` that
 /// echoes. The principal has no scope and the agent no permission yet.
@@ -37,6 +44,11 @@ impl Scene {
     }
 
     async fn start_with(options: AuthzOptions) -> Self {
+        Self::start_on(testbed::database().await.unwrap(), options).await
+    }
+
+    /// On an empty database of the test's own.
+    async fn start_on(database: Database, options: AuthzOptions) -> Self {
         let service = TcpService::start([127, 0, 0, 1], Behaviour::Echo)
             .await
             .unwrap();
@@ -47,7 +59,7 @@ impl Scene {
             ..options
         };
         options.private.push(rule);
-        let gateway = Gateway::start_with(options).await.unwrap();
+        let gateway = Gateway::start_on(database, options).await.unwrap();
         let agent = ClientCertificate::for_identity(testbed::gateway::AGENT).unwrap();
         Self {
             gateway,
@@ -60,11 +72,27 @@ impl Scene {
     /// As [`Scene::start`], with a permission that allows the agent to reach `docstore`.
     async fn granted() -> Self {
         let scene = Self::start().await;
+        scene.allow();
         scene
-            .gateway
-            .grant(&scene.agent, &scene.destination)
-            .unwrap();
-        scene
+    }
+
+    /// Allows the agent the service.
+    fn allow(&self) {
+        let Self {
+            gateway,
+            agent,
+            destination,
+            ..
+        } = self;
+        gateway.grant(agent, destination).unwrap();
+    }
+
+    /// A connection of the agent's.
+    async fn client(&self) -> TunnelClient {
+        let Gateway { envoy, pki, .. } = &self.gateway;
+        TunnelClient::connect(envoy.addr(), pki, &self.agent)
+            .await
+            .unwrap()
     }
 
     /// The agent asks for a tunnel to the service.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use testbed::gateway::AGENT;
 use testbed::rows::{Grant, Times};
 use testbed::tunnel::Tunnel;
-use testbed::{AuthzOptions, ClientCertificate, TunnelClient};
+use testbed::{AuthzOptions, ClientCertificate};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
@@ -15,20 +15,9 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Scene {
     /// As [`Scene::granted`], with one setting of the service changed.
-    async fn granted_with(key: &str, value: &str) -> Self {
-        let setting = (format!("AGENT_GATEWAY__{key}"), value.to_owned());
-        let scene = Self::start_with(AuthzOptions {
-            environment: vec![setting],
-            ..AuthzOptions::default()
-        })
-        .await;
-        let Self {
-            gateway,
-            agent,
-            destination,
-            ..
-        } = &scene;
-        gateway.grant(agent, destination).unwrap();
+    pub(crate) async fn granted_with(key: &str, value: &str) -> Self {
+        let scene = Self::start_with(settings(&[(key, value)])).await;
+        scene.allow();
         scene
     }
 
@@ -48,6 +37,17 @@ impl Scene {
                     .is_some_and(|details| details.contains(reason))
         });
         logged.await.unwrap();
+    }
+}
+
+/// The service's settings, by the part of their variables' names that differs.
+pub(crate) fn settings(changed: &[(&str, &str)]) -> AuthzOptions {
+    let pairs = changed.iter();
+    AuthzOptions {
+        environment: pairs
+            .map(|(key, value)| (format!("AGENT_GATEWAY__{key}"), (*value).to_owned()))
+            .collect(),
+        ..AuthzOptions::default()
     }
 }
 
@@ -247,12 +247,33 @@ async fn one_key_has_only_so_many_tunnels() {
     assert!(lives(&mut second).await);
     drop(first);
     // The place is free when Envoy has told the service of the end.
-    let gateway = &scene.gateway;
-    let client = TunnelClient::connect(gateway.envoy.addr(), &gateway.pki, &scene.agent)
-        .await
-        .unwrap();
+    let client = scene.client().await;
     let again = async {
         while client.open(&scene.destination).await.unwrap().status != 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(PATIENCE, again)
+        .await
+        .expect("the place is not given back");
+}
+
+#[tokio::test]
+async fn all_keys_together_have_only_so_many_tunnels() {
+    let scene = Scene::granted_with("TUNNEL__MAX_TUNNELS", "2").await;
+    let gateway = &scene.gateway;
+    let other = ClientCertificate::for_identity("agent-beta").unwrap();
+    let grant = Grant::new("agent-beta", other.spki_der(), &scene.destination);
+    gateway.principal.grant(&gateway.database, &grant).unwrap();
+    let (first, mut second) = (scene.open().await, scene.open().await);
+    let refused = gateway.connect(&other, &scene.destination).await.unwrap();
+    assert_denied(&refused, 429, "too_many_tunnels");
+    assert_eq!(refused.header("retry-after"), Some("5"));
+    assert!(lives(&mut second).await);
+    drop(first);
+    let again = async {
+        let ask = || gateway.connect(&other, &scene.destination);
+        while ask().await.unwrap().status != 200 {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
