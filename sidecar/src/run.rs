@@ -109,8 +109,13 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     let identity = state.leaf.identity.as_str().to_owned();
     let credential = open_credential(&state)?;
     let authorities = authorities(&args.ca)?;
-    let connector = Connector::new(args.gateway, args.server_name, authorities, credential)
-        .map_err(RunError::Tls)?;
+    let connector = Connector::new(
+        args.gateways,
+        args.server_name.as_ref(),
+        authorities,
+        credential,
+    )
+    .map_err(RunError::Tls)?;
     let gateway = Gateway::new(connector, args.open_timeout);
     let proxy = Proxy::new(Arc::clone(&gateway), args.max_tunnels.into());
     let address = args.listen;
