@@ -11,11 +11,15 @@ mod admin;
 mod allowed;
 mod authority;
 mod certificates;
+mod data_path;
 mod destinations;
+mod gateways;
+mod machine;
 mod open_tunnels;
 mod outages;
 mod signed_rows;
 mod through_the_sidecar;
+mod wire;
 
 use testbed::gateway::private;
 use testbed::tunnel::Answer;
