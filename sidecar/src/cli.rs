@@ -93,9 +93,16 @@ pub struct InitArgs {
 /// `run`
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// The gateway; an IPv6 address stands in brackets
-    #[arg(long, env = "AGENT_GATEWAY_GATEWAY", value_name = "HOST:PORT")]
-    pub gateway: GatewayAddress,
+    /// The gateway; an IPv6 address stands in brackets. Several, in order: the next is used when
+    /// those before it are down (repeat the option, or separate by commas)
+    #[arg(
+        long = "gateway",
+        env = "AGENT_GATEWAY_GATEWAY",
+        value_name = "HOST:PORT",
+        required = true,
+        value_delimiter = ','
+    )]
+    pub gateways: Vec<GatewayAddress>,
     /// PEM file with the only authorities that may vouch for the gateway
     #[arg(long, env = "AGENT_GATEWAY_CA", value_name = "FILE")]
     pub ca: PathBuf,

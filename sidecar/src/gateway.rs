@@ -1,8 +1,10 @@
 //! The way to the gateway: HTTP/2 CONNECT streams over few mTLS connections.
 
 mod address;
+mod avoided;
 mod connection;
 mod connector;
+mod heard;
 mod pool;
 mod tunnel;
 
@@ -32,7 +34,7 @@ const REFUSAL_BODY_WAIT: Duration = Duration::from_secs(1);
 /// the cause of a failure is known.
 const CONNECTION_WAIT: Duration = Duration::from_secs(12);
 
-/// How often a tunnel is asked for, if connections keep breaking under the question.
+/// How often a tunnel is asked for, if new connections keep breaking under the question.
 const ATTEMPTS: usize = 3;
 
 /// The gateway, as tunnels see it.
@@ -103,7 +105,9 @@ impl Gateway {
         headers: &HeaderMap,
     ) -> Result<Answer, OpenError> {
         let deadline = Instant::now() + self.open_timeout;
-        for _ in 0..ATTEMPTS {
+        let known = self.pool.newest();
+        let mut failures = 0;
+        while failures < ATTEMPTS {
             let wait_until = deadline.min(Instant::now() + CONNECTION_WAIT);
             let mut slot = timeout_at(wait_until, self.pool.slot())
                 .await
@@ -114,11 +118,14 @@ impl Gateway {
                 Ok(Ok((response, send))) => return Ok(answer(response, send, slot).await),
                 Ok(Err(error)) => match error.reason().filter(|_| error.is_reset()) {
                     // "Not processed", RFC 9113, section 8.7.
-                    Some(Reason::REFUSED_STREAM) => {}
+                    Some(Reason::REFUSED_STREAM) => failures += 1,
                     Some(reason) => return Err(OpenError::Reset(reason)),
                     None => {
                         tracing::debug!(%error, "connection to the gateway lost");
                         self.pool.discard(connection);
+                        // A gateway that stops takes all its connections along at once: each is
+                        // met once, and gone.
+                        failures += usize::from(connection > known);
                     }
                 },
             }

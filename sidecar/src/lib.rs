@@ -13,6 +13,7 @@ pub mod exec;
 pub mod failure;
 pub mod gateway;
 pub mod init;
+mod open_files;
 pub mod proxy;
 pub mod run;
 pub mod state;

@@ -6,13 +6,14 @@ mod relay;
 
 use std::convert::Infallible;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +31,13 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Connections beyond the tunnels: those that still ask, and those that are told no.
 const SPARE_CONNECTIONS: usize = 128;
 
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1024;
+
+/// What the kernel keeps of data that a client has yet to read; by itself it would take up to 4 MiB
+/// for each.
+const SEND_BUFFER: u32 = 256 * 1024;
+
 /// How long open tunnels may go on when told to stop.
 const DRAIN_TIME: Duration = Duration::from_secs(3);
 
@@ -38,6 +46,24 @@ const CUT_TIME: Duration = Duration::from_millis(500);
 
 /// Pause after a failed accept, so that running out of file descriptors doesn't spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Most local connections at a time, beside so many tunnels.
+pub(crate) fn max_connections(max_tunnels: usize) -> usize {
+    max_tunnels + SPARE_CONNECTIONS
+}
+
+/// Listens at `address`.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_reuseaddr(true)?;
+    // Its connections inherit it.
+    socket.set_send_buffer_size(SEND_BUFFER)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 /// The local proxy.
 #[derive(Debug, Clone)]
@@ -60,7 +86,7 @@ impl Proxy {
     pub fn new(gateway: Arc<Gateway>, max_tunnels: usize) -> Self {
         Self(Arc::new(Shared {
             gateway,
-            connections: Arc::new(Semaphore::new(max_tunnels + SPARE_CONNECTIONS)),
+            connections: Arc::new(Semaphore::new(max_connections(max_tunnels))),
             tunnels: Arc::new(Semaphore::new(max_tunnels)),
             max_tunnels,
             tasks: TaskTracker::new(),

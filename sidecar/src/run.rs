@@ -17,7 +17,8 @@ use crate::cli::RunArgs;
 use crate::credential::{Credential, CredentialError};
 use crate::failure::Failure;
 use crate::gateway::{Connector, Gateway};
-use crate::proxy::Proxy;
+use crate::open_files;
+use crate::proxy::{self, Proxy};
 use crate::state::{RunLock, State, StateDir, StateError};
 use crate::telemetry::{Telemetry, TelemetryError};
 
@@ -109,13 +110,19 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     let identity = state.leaf.identity.as_str().to_owned();
     let credential = open_credential(&state)?;
     let authorities = authorities(&args.ca)?;
-    let connector = Connector::new(args.gateway, args.server_name, authorities, credential)
-        .map_err(RunError::Tls)?;
+    let connector = Connector::new(
+        args.gateways,
+        args.server_name.as_ref(),
+        authorities,
+        credential,
+    )
+    .map_err(RunError::Tls)?;
     let gateway = Gateway::new(connector, args.open_timeout);
+    open_files::make_room(proxy::max_connections(args.max_tunnels.into()));
     let proxy = Proxy::new(Arc::clone(&gateway), args.max_tunnels.into());
     let address = args.listen;
     let listen = |source| RunError::Listen { address, source };
-    let listener = TcpListener::bind(address).await.map_err(listen)?;
+    let listener = proxy::listen(address).map_err(listen)?;
     announce(&dir, &lock, &listener, &identity)?;
     gateway.connect_early();
     proxy.serve(listener, stop).await;

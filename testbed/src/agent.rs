@@ -76,19 +76,23 @@ impl Agent {
 
     /// Starts the sidecar on a free port and waits until it listens.
     pub fn run(&self, gateway: SocketAddr, pki: &GatewayPki) -> Result<Sidecar> {
+        self.run_with(&[gateway], pki, &[])
+    }
+
+    /// As [`Agent::run`], with several gateways and further arguments.
+    pub fn run_with(
+        &self,
+        gateways: &[SocketAddr],
+        pki: &GatewayPki,
+        more: &[&str],
+    ) -> Result<Sidecar> {
         let mut command = Command::new(binary::path("agent-gateway-sidecar")?);
-        command
-            .args([
-                "run",
-                "--listen",
-                "127.0.0.1:0",
-                "--gateway",
-                &gateway.to_string(),
-                "--ca",
-            ])
-            .arg(pki.ca_file())
-            .arg("--state")
-            .arg(self.state());
+        command.args(["run", "--listen", "127.0.0.1:0", "--ca"]);
+        command.arg(pki.ca_file()).arg("--state").arg(self.state());
+        for gateway in gateways {
+            command.arg("--gateway").arg(gateway.to_string());
+        }
+        command.args(more);
         let mut process = Process::start("sidecar", &command)?;
         let file = self.state().join("proxy.addr");
         let deadline = Instant::now() + PATIENCE;

@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 
 use crate::pki::GatewayPki;
 use crate::process::{self, PATIENCE, Process};
@@ -24,6 +27,8 @@ pub struct EnvoyOptions<'a> {
     pub pki: &'a GatewayPki,
     /// Which loopback address to listen on.
     pub listen: IpAddr,
+    /// Further text of `envoy.yaml` that is there once, and what a test puts in its place.
+    pub replace: &'a [(&'a str, &'a str)],
 }
 
 impl<'a> EnvoyOptions<'a> {
@@ -34,6 +39,7 @@ impl<'a> EnvoyOptions<'a> {
             replicas: Vec::new(),
             pki,
             listen: Ipv4Addr::LOCALHOST.into(),
+            replace: &[],
         }
     }
 }
@@ -100,6 +106,19 @@ impl Envoy {
         }
     }
 
+    /// A counter or gauge, such as `http.gateway.downstream_cx_total`.
+    pub async fn stat(&self, name: &str) -> Result<u64> {
+        let mut stream = TcpStream::connect(self.admin_addr()).await?;
+        let request = "GET /stats HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = String::new();
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await??;
+        let value = answer
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        Ok(value.with_context(|| format!("no {name}"))?.parse()?)
+    }
+
     /// Stops Envoy, which cuts all its tunnels.
     pub fn stop(&mut self) -> Result<()> {
         self.process.terminate().map(drop)
@@ -148,7 +167,9 @@ impl Files {
                 text(&files.access_log_file())?,
             ),
         ];
-        for (default, ours) in defaults {
+        let replace = options.replace.iter();
+        let replace = replace.map(|(theirs, ours)| ((*theirs).to_owned(), (*ours).to_owned()));
+        for (default, ours) in defaults.into_iter().chain(replace) {
             if config.matches(&default).count() != 1 {
                 bail!("envoy/envoy.yaml should hold {default:?} exactly once");
             }

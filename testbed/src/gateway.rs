@@ -32,6 +32,14 @@ impl Gateway {
 
     /// Starts a gateway; database and DNS server of `options` are filled in.
     pub async fn start_with(options: AuthzOptions) -> Result<Gateway> {
+        Self::start_replacing(options, &[]).await
+    }
+
+    /// As [`Gateway::start_with`], with other text in `envoy.yaml`: see [`EnvoyOptions::replace`].
+    pub async fn start_replacing(
+        options: AuthzOptions,
+        replace: &[(&str, &str)],
+    ) -> Result<Gateway> {
         let database = crate::database().await?;
         Self::start_on(database, options).await
     }
@@ -53,7 +61,11 @@ impl Gateway {
             ..options
         })?;
         let pki = GatewayPki::generate()?;
-        let envoy = Envoy::start(EnvoyOptions::new(authz.grpc_addr(), &pki)).await?;
+        let envoy = Envoy::start(EnvoyOptions {
+            replace,
+            ..EnvoyOptions::new(authz.grpc_addr(), &pki)
+        });
+        let envoy = envoy.await?;
         Ok(Gateway {
             envoy,
             authz,

@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::timeout;
 
 /// What a service does with each connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub enum Behaviour {
     SayThenListen(Vec<u8>),
     /// Keeps the connection open, reading nothing.
     Silent,
+    /// Sends as fast as it is read, without end, and reads nothing.
+    Flood,
 }
 
 /// A running TCP service; it ends, with its connections, when dropped.
@@ -34,6 +37,7 @@ pub struct TcpService {
 #[derive(Debug, Default)]
 struct Seen {
     connections: usize,
+    flooded: usize,
     received: Vec<u8>,
 }
 
@@ -60,6 +64,21 @@ impl TcpService {
     /// How many connections it has accepted.
     pub fn connections(&self) -> usize {
         lock(&self.seen).connections
+    }
+
+    /// Waits until a flood has begun and none of it goes anywhere any more.
+    pub async fn wait_until_flood_stands(&self) -> Result<()> {
+        let stands = async {
+            let mut before = 0;
+            loop {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                match lock(&self.seen).flooded {
+                    now if now > 0 && now == before => return,
+                    now => before = now,
+                }
+            }
+        };
+        Ok(timeout(crate::process::PATIENCE, stands).await?)
     }
 
     /// All bytes it has read, over all connections.
@@ -111,6 +130,10 @@ async fn behave(
 ) -> std::io::Result<()> {
     match &behaviour {
         Behaviour::Silent => std::future::pending().await,
+        Behaviour::Flood => loop {
+            let sent = stream.write(&[b'x'; 16 * 1024]).await?;
+            lock(seen).flooded += sent;
+        },
         Behaviour::SayThenListen(words) => {
             stream.write_all(words).await?;
             stream.shutdown().await?;
@@ -129,7 +152,7 @@ async fn behave(
         match &behaviour {
             Behaviour::Echo => stream.write_all(bytes).await?,
             Behaviour::EchoAtEnd => all.extend(bytes),
-            Behaviour::SayThenListen(_) | Behaviour::Silent => {}
+            Behaviour::SayThenListen(_) | Behaviour::Silent | Behaviour::Flood => {}
         }
     }
     stream.write_all(&all).await?;

@@ -1,5 +1,6 @@
 //! One HTTP/2 connection to the gateway, and the slots for tunnels on it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,14 +11,17 @@ use http::Request;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::client::TlsStream;
 
+use super::avoided::Avoided;
 use super::connector::{ConnectError, tls_error};
+use super::heard::{Heard, Listening};
 
-/// Most tunnels on one connection. Together with [`STREAM_WINDOW`] it bounds the memory that
-/// unread tunnels take: 32 MiB a connection.
-const MAX_TUNNELS: usize = 64;
+/// Most tunnels on one connection, if the gateway allows as many. Together with [`STREAM_WINDOW`]
+/// it bounds the memory that unread tunnels take, to 64 MiB a connection, and stays far below
+/// [`CONNECTION_WINDOW`].
+const MAX_TUNNELS: usize = 128;
 
 /// How much the gateway may send on a tunnel whose client doesn't read.
 ///
@@ -32,10 +36,15 @@ const CONNECTION_WINDOW: u32 = (1 << 31) - 1;
 /// Header bytes that an answer may have.
 const MAX_HEADER_BYTES: u32 = 32 * 1024;
 
-/// After how long a ping is sent, and how long its answer may take: a gateway that is gone
-/// without a word is noticed after 25 s.
-const PING_INTERVAL: Duration = Duration::from_secs(15);
-const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many tunnels that we reset are remembered, and how long. What the gateway had sent on them
+/// by then is still to come, and for a stream that h2 has forgotten it counts as an error.
+const MAX_RESETS_REMEMBERED: usize = 1024;
+const RESET_MEMORY: Duration = Duration::from_secs(30);
+
+/// After how long a ping is sent, and how long the gateway may then say nothing at all: one that
+/// is gone without a word is noticed after 10 s, before the tunnels that ask are given up.
+const PING_INTERVAL: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection that is up, as far as is known.
 #[derive(Debug)]
@@ -49,13 +58,24 @@ impl Connection {
     /// Speaks HTTP/2 on a fresh TLS connection. It is up when the gateway has answered a ping:
     /// only then is it known whether it took our certificate (TLS 1.3 tells a client late), and
     /// how many tunnels it allows.
-    pub(super) async fn start(tls: TlsStream<TcpStream>) -> Result<Self, ConnectError> {
+    ///
+    /// If `address` falls silent later, others are tried before it.
+    pub(super) async fn start(
+        tls: TlsStream<TcpStream>,
+        address: SocketAddr,
+        avoided: Avoided,
+    ) -> Result<Self, ConnectError> {
+        let (io, heard) = Listening::new(tls);
         let (requests, mut connection) = client::Builder::new()
             .initial_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEADER_BYTES)
+            .max_concurrent_reset_streams(MAX_RESETS_REMEMBERED)
+            .reset_stream_duration(RESET_MEMORY)
+            // Counted over the connection's life, and its end for all tunnels.
+            .max_local_error_reset_streams(None)
             .enable_push(false)
-            .handshake(tls)
+            .handshake(io)
             .await
             .map_err(http2_error)?;
         let mut pings = connection
@@ -71,7 +91,19 @@ impl Connection {
         if requests.current_max_send_streams() == 0 {
             return Err(ConnectError::Http2("it allows no streams".to_owned()));
         }
-        let driver = tokio::spawn(drive(connection, pings));
+        let driver = tokio::spawn(async move {
+            tokio::select! {
+                ended = &mut connection => match ended {
+                    Ok(()) => tracing::debug!("connection to the gateway closed"),
+                    Err(error) => tracing::info!(%error, "connection to the gateway lost"),
+                },
+                () = silence(pings, heard) => {
+                    tracing::warn!(%address, "the gateway answers no more: connection given up");
+                    // Before the tunnels notice, and ask for another connection.
+                    avoided.add(address, Instant::now());
+                }
+            }
+        });
         Ok(Self {
             requests,
             tunnels: Arc::new(Semaphore::new(MAX_TUNNELS)),
@@ -124,24 +156,21 @@ impl Slot {
     }
 }
 
-/// Moves the bytes until the connection ends, or answers no more.
-async fn drive(connection: client::Connection<TlsStream<TcpStream>>, pings: PingPong) {
-    tokio::select! {
-        ended = connection => match ended {
-            Ok(()) => tracing::debug!("connection to the gateway closed"),
-            Err(error) => tracing::info!(%error, "connection to the gateway lost"),
-        },
-        () = silence(pings) => tracing::warn!("the gateway answers no more: connection given up"),
-    }
-}
-
-/// Ends when the gateway leaves a ping unanswered.
-async fn silence(mut pings: PingPong) {
+/// Ends when the gateway leaves a ping unanswered and says nothing else either. While data comes,
+/// the answer may just be behind it.
+async fn silence(mut pings: PingPong, heard: Heard) {
     loop {
         sleep(PING_INTERVAL).await;
-        match timeout(PING_TIMEOUT, pings.ping(Ping::opaque())).await {
-            Ok(Ok(_)) => {}
-            Ok(Err(_)) | Err(_) => return,
+        let pong = pings.ping(Ping::opaque());
+        tokio::pin!(pong);
+        loop {
+            let before = heard.bytes();
+            match timeout(PING_TIMEOUT, &mut pong).await {
+                Ok(Ok(_)) => break,
+                Ok(Err(_)) => return,
+                Err(_) if heard.bytes() == before => return,
+                Err(_) => {}
+            }
         }
     }
 }

@@ -14,6 +14,10 @@ use super::connector::{ConnectError, Connector};
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
+/// Most connections at a time. Far more than it takes, unless the gateway allows hardly any tunnels
+/// on each.
+const MAX_CONNECTIONS: usize = 1024;
+
 /// How an attempt ended, for all who wait for it; `None` while it goes on.
 type Outcome = Option<Result<(), Arc<ConnectError>>>;
 
@@ -45,22 +49,34 @@ impl Pool {
     }
 
     /// Room for a tunnel, on a new connection if need be. Whoever waits for the same connection
-    /// gets the same error.
+    /// gets the same error, unless a tunnel has ended meanwhile.
     pub(super) async fn slot(self: &Arc<Self>) -> Result<Slot, Arc<ConnectError>> {
+        let mut failure = None;
         loop {
             let mut attempt = {
                 let mut state = self.state();
                 if let Some(slot) = state.slot() {
                     return Ok(slot);
                 }
+                if state.connections.len() >= MAX_CONNECTIONS {
+                    failure = Some(Arc::new(ConnectError::TooMany));
+                }
+                if let Some(failure) = failure {
+                    return Err(failure);
+                }
                 self.attempt(&mut state)
             };
             let outcome = attempt.wait_for(Option::is_some).await;
             if let Ok(Some(Err(error))) = outcome.as_deref() {
-                return Err(Arc::clone(error));
+                failure = Some(Arc::clone(error));
             }
-            // Somebody else may have been quicker, then the next attempt follows.
+            // Or somebody else may have been quicker, then the next attempt follows.
         }
+    }
+
+    /// The number of the newest connection.
+    pub(super) fn newest(&self) -> u64 {
+        self.state().made
     }
 
     /// Begins an attempt that nobody waits for.
@@ -95,11 +111,9 @@ impl Pool {
     }
 
     fn record(&self, result: Result<Connection, ConnectError>) -> Result<(), Arc<ConnectError>> {
-        let gateway = self.connector.address();
         let mut state = self.state();
         match result {
             Ok(connection) => {
-                tracing::info!(%gateway, "connected");
                 state.made += 1;
                 let number = state.made;
                 state.connections.insert(number, connection);
@@ -108,7 +122,6 @@ impl Pool {
                 Ok(())
             }
             Err(error) => {
-                tracing::warn!(%gateway, %error, "not connected");
                 let pause = pause(state.failures, fastrand::f64());
                 state.failures = state.failures.saturating_add(1);
                 state.next_attempt = Some(Instant::now() + pause);

@@ -140,7 +140,8 @@ fn explain_no_connection(error: &ConnectError) -> (&'static str, &'static str) {
         ConnectError::Tcp(_)
         | ConnectError::Broken(_)
         | ConnectError::Http2(_)
-        | ConnectError::TimedOut => ("gateway_unreachable", DOWN),
+        | ConnectError::TimedOut
+        | ConnectError::TooMany => ("gateway_unreachable", DOWN),
     }
 }
 

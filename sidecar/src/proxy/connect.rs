@@ -1,21 +1,27 @@
 //! One request of a local client: judged for its form alone, then sent to the gateway.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::uri::Authority;
-use http::{Method, Request, Response, Uri};
+use http::{HeaderMap, Method, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
+use tokio::time::sleep;
 use tracing::{Instrument as _, Span, field};
 
 use super::answer::{self, Body, Local};
 use super::relay::{self, Ended};
 use super::{Proxy, is_gone};
-use crate::gateway::{Answer, Tunnel};
+use crate::gateway::{Answer, OpenError, Tunnel};
 use crate::telemetry;
+
+/// How long a request is still waited for when its client has left. Envoy closes a connection on
+/// which many requests (250) are reset unanswered within 2 s, and with it everybody's tunnels.
+const ABANDONED_FOR: Duration = Duration::from_secs(3);
 
 /// A local connection's place among the bounded number, shared with its tunnel.
 pub(super) type ConnectionPermit = Arc<OwnedSemaphorePermit>;
@@ -65,7 +71,12 @@ impl Proxy {
         // has no use for it.
         let headers = telemetry::trace_headers(&Span::current());
         Span::current().record("trace_id", telemetry::trace_id(&Span::current()));
-        match self.0.gateway.open(&authority, &headers).await {
+        let answer = self.open(authority, headers, place);
+        let Ok((answer, place)) = answer.await else {
+            // Only if the asking task panicked.
+            return answer::local(&Local::NotOpened(OpenError::Interrupted));
+        };
+        match answer {
             Ok(Answer::Open(tunnel, headers)) => {
                 let upgrade = hyper::upgrade::on(request);
                 let carried = self.clone().carry(upgrade, tunnel).in_current_span();
@@ -84,6 +95,31 @@ impl Proxy {
                 answer::local(&Local::NotOpened(error))
             }
         }
+    }
+
+    /// Asks the gateway, on a task that outlives a client that leaves: see [`ABANDONED_FOR`].
+    fn open(
+        &self,
+        authority: Authority,
+        headers: HeaderMap,
+        place: OwnedSemaphorePermit,
+    ) -> oneshot::Receiver<(Result<Answer, OpenError>, OwnedSemaphorePermit)> {
+        let gateway = Arc::clone(&self.0.gateway);
+        let (mut client, answered) = oneshot::channel();
+        let asking = async move {
+            let abandoned = async {
+                client.closed().await;
+                sleep(ABANDONED_FOR).await;
+            };
+            let answer = tokio::select! {
+                answer = gateway.open(&authority, &headers) => answer,
+                () = abandoned => return,
+            };
+            // To a client that has left, this gives tunnel and place back.
+            let _ = client.send((answer, place));
+        };
+        tokio::spawn(asking.in_current_span());
+        answered
     }
 
     /// Waits until the client has its 200, then moves bytes until the tunnel ends.

@@ -4,16 +4,23 @@
 use std::future::Future;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::time::timeout;
 
 use crate::gateway::{Cut, Downstream, Tunnel, Upstream};
 
 /// Most bytes read from a client at once.
 const READ_BYTES: usize = 32 * 1024;
+
+/// How long a client may take to read what is left for it when the gateway has ended its tunnel,
+/// or has cut it.
+const REST_WAIT: Duration = Duration::from_hours(1);
+const REST_WAIT_WHEN_CUT: Duration = Duration::from_secs(30);
 
 /// How a tunnel ended.
 #[derive(Debug)]
@@ -100,15 +107,59 @@ async fn upload(
     }
 }
 
+/// Takes what the gateway sends at once, however slowly the client reads; the gateway may send
+/// more when the client has read. Left in h2, bytes that came one by one would take hundreds of
+/// times their size in memory, and in the end cost the connection with everybody's tunnels.
 async fn download(
     mut downstream: Downstream<'_>,
     mut client: WriteHalf<'_>,
     received: &AtomicU64,
 ) -> Result<(), Ended> {
-    while let Some(data) = downstream.receive().await.map_err(Ended::Gateway)? {
-        client.write_all(&data).await.map_err(Ended::Client)?;
-        downstream.consumed(data.len());
-        received.fetch_add(data.len() as u64, Ordering::Relaxed);
-    }
+    // At most the stream's window.
+    let mut unread = BytesMut::new();
+    let ended = loop {
+        tokio::select! {
+            // All that is there, which the window bounds, before the next write.
+            biased;
+            data = downstream.receive() => match data {
+                Ok(Some(data)) => unread.extend_from_slice(&data),
+                Ok(None) => break Ok(()),
+                Err(cut) => break Err(Ended::Gateway(cut)),
+            },
+            written = write_some(&mut client, &mut unread, received), if !unread.is_empty() => {
+                downstream.consumed(written.map_err(Ended::Client)?);
+            }
+        }
+    };
+    let patience = if ended.is_ok() {
+        REST_WAIT
+    } else {
+        REST_WAIT_WHEN_CUT
+    };
+    let rest = async {
+        while !unread.is_empty() {
+            write_some(&mut client, &mut unread, received).await?;
+        }
+        Ok(())
+    };
+    let rest = timeout(patience, rest).await;
+    ended?;
+    rest.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(Ended::Client)?;
     client.shutdown().await.map_err(Ended::Client)
+}
+
+/// Writes as much as the client takes now.
+async fn write_some(
+    client: &mut WriteHalf<'_>,
+    unread: &mut BytesMut,
+    received: &AtomicU64,
+) -> io::Result<usize> {
+    let written = client.write_buf(unread).await?;
+    received.fetch_add(written as u64, Ordering::Relaxed);
+    if unread.is_empty() {
+        // An idle tunnel keeps no memory.
+        *unread = BytesMut::new();
+    }
+    Ok(written)
 }

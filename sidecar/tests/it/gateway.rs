@@ -205,7 +205,7 @@ async fn stream(
 /// - `echo` sends back what it gets, and ends when that ends.
 /// - `listen` sends nothing until its client has ended, then what it got, in hex digits.
 /// - `greet` sends `hello` and ends, then goes on to listen.
-/// - `flood` sends as much as it can.
+/// - `flood` sends as much as it can; `drizzle` too, but little by little, in frames of four bytes.
 /// - `cut-REASON` sends `partial`, then resets the stream.
 /// - `deny` is a service's refusal, `long` one with a body without an end.
 /// - `stall` is a refusal whose body stops halfway.
@@ -301,6 +301,13 @@ async fn open(
         "flood" => loop {
             send_all(send, &[b'x'; 16 * 1024]).await?;
             seen.send_modify(|seen| seen.flood += 16 * 1024);
+        },
+        "drizzle" => loop {
+            for _ in 0..100 {
+                send_all(send, b"xxxx").await?;
+                seen.send_modify(|seen| seen.flood += 4);
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
         },
         cut => {
             let reason = match cut.strip_prefix("cut-").expect("a known host") {

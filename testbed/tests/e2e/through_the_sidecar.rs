@@ -1,60 +1,14 @@
 //! Agents as they really are: a TPM key, the sidecar, and a plain client behind it.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use testbed::gateway::{AGENT, private};
-use testbed::rows::Grant;
-use testbed::{Agent, AuthzOptions, Behaviour, Gateway, Sidecar, TcpService};
+use testbed::Behaviour;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-struct Machine {
-    gateway: Gateway,
-    agent: Agent,
-    sidecar: Sidecar,
-    service: TcpService,
-    destination: String,
-}
-
-impl Machine {
-    /// An agent whose TPM key may reach a service that behaves as told.
-    async fn granted(behaviour: Behaviour) -> Self {
-        let service = TcpService::start([127, 0, 0, 1], behaviour).await.unwrap();
-        let rule = private("docstore", &service);
-        let destination = rule.0.clone();
-        let gateway = Gateway::start_with(AuthzOptions {
-            hosts: "127.0.0.1 docstore".to_owned(),
-            private: vec![rule],
-            ..AuthzOptions::default()
-        });
-        let gateway = gateway.await.unwrap();
-        let agent = Agent::init(AGENT).unwrap();
-        gateway.scope(&destination).unwrap();
-        let grant = Grant::new(AGENT, &agent.spki_der().unwrap(), &destination);
-        gateway.principal.grant(&gateway.database, &grant).unwrap();
-        gateway.authz.settle().await;
-        let sidecar = agent.run(gateway.envoy.addr(), &gateway.pki).unwrap();
-        Self {
-            gateway,
-            agent,
-            sidecar,
-            service,
-            destination,
-        }
-    }
-
-    async fn connect_status(&self) -> u16 {
-        self.sidecar
-            .connect(&self.destination)
-            .await
-            .unwrap()
-            .status
-    }
-}
-
-fn bytes(length: usize) -> Vec<u8> {
-    (0..=250u8).cycle().take(length).collect()
-}
+use super::machine::{Machine, bytes, lives};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agents_bytes_go_there_and_back() {
@@ -180,15 +134,43 @@ async fn a_gateway_that_stops_and_comes_back_is_found_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tpm_that_is_gone_costs_only_new_connections_until_it_is_back() {
     let mut machine = Machine::granted(Behaviour::Echo).await;
-    assert_eq!(machine.connect_status().await, 200);
+    let mut open = machine.tunnel(&machine.destination).await;
     machine.agent.tpm.stop().unwrap();
     // The connection that stands needs no signature.
     assert_eq!(machine.connect_status().await, 200);
+    assert!(lives(&mut open).await);
     machine.gateway.envoy.start_again().await.unwrap();
     let answer = machine.sidecar.connect(&machine.destination).await.unwrap();
     assert_eq!(answer.status, 503);
     assert!(answer.body().await.unwrap().contains("tpm_unavailable"));
     machine.agent.tpm.start_again().unwrap();
+    assert_eq!(machine.connect_status().await, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tpm_that_hangs_holds_up_new_connections_alone_and_not_for_ever() {
+    let one = [("max_concurrent_streams: 100", "max_concurrent_streams: 1")];
+    let mut machine = Machine::granted_replacing(Behaviour::Echo, &one).await;
+    let mut open = machine.tunnel(&machine.destination).await;
+    machine.agent.tpm.process().pause().unwrap();
+    let mut echoes = 0;
+    let refused = {
+        let mut asking = pin!(machine.connect());
+        loop {
+            tokio::select! {
+                refused = &mut asking => break refused,
+                () = tokio::time::sleep(Duration::from_millis(100)) => {
+                    assert!(lives(&mut open).await);
+                    echoes += 1;
+                }
+            }
+        }
+    };
+    // The TPM was waited for, for 5 s.
+    assert!(echoes >= 5, "{echoes}");
+    assert_eq!(refused.status, 503);
+    assert!(refused.body().await.unwrap().contains("tpm_unavailable"));
+    machine.agent.tpm.process().resume().unwrap();
     assert_eq!(machine.connect_status().await, 200);
 }
 
