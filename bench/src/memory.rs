@@ -1,0 +1,82 @@
+//! Starting before a great many permissions, and keeping many of them in memory.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use anyhow::Result;
+use testbed::{Authz, AuthzOptions};
+
+use crate::Effort;
+use crate::checks::Service;
+use crate::load::{self, Asked};
+use crate::population::{Registry, setting};
+use crate::question::Question;
+use crate::report::{Report, Target};
+use crate::statistics::{means, percentile};
+use crate::usage;
+
+/// Entries that the target for memory is about.
+const ENTRIES: usize = 100_000;
+
+/// Enough for them (`cache.max_bytes`); the default is 64 MiB.
+const MAX_BYTES: &str = "268435456";
+
+/// From the start of the process to ready, before the registry of `large` and before an empty one.
+pub(crate) async fn start(large: &Service, effort: Effort, report: &mut Report) -> Result<()> {
+    let none = Registry::new().await?;
+    let (mut before, mut ours, mut after) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..effort.rounds() {
+        before.push(to_ready(&none.options()).await?);
+        ours.push(to_ready(&large.registry.options()).await?);
+        after.push(to_ready(&none.options()).await?);
+    }
+    let base = means(&before, &after);
+    let more: Vec<_> = ours
+        .iter()
+        .zip(base)
+        .map(|(ours, none)| ours - none)
+        .collect();
+    let worst = percentile(&more, 1.0);
+    let permissions = effort.permissions;
+    let name = format!("start to ready, {permissions} permissions");
+    report.measure("memory", &name, "s", ours, worst, None);
+    let name = format!("start to ready, {permissions} more than none: worst");
+    report.measure("memory", &name, "s", more, worst, Some(Target::AtMost(2.0)));
+    Ok(())
+}
+
+async fn to_ready(options: &AuthzOptions) -> Result<f64> {
+    let began = Instant::now();
+    let authz = Authz::start(options)?;
+    authz.ready().await?;
+    Ok(began.elapsed().as_secs_f64())
+}
+
+/// What a service takes that has many permissions in memory.
+pub(crate) async fn cached(large: &Service, effort: Effort, report: &mut Report) -> Result<()> {
+    let entries = ENTRIES.min(large.agents.permissions());
+    let questions = large.registry.questions(&large.agents, 0..entries, None);
+    let questions: Arc<[Question]> = questions.into();
+    let mut options = large.registry.options();
+    options
+        .environment
+        .push(setting("CACHE__MAX_BYTES", MAX_BYTES));
+    let mut authz = Authz::start(&options)?;
+    let asked = Asked {
+        address: authz.grpc_addr(),
+        process: authz.process().id(),
+        empty: None,
+    };
+    let idle = usage::memory(asked.process)? / 1e6;
+    load::run(asked, &questions, entries, 64).await?;
+    let full = usage::memory(asked.process)? / 1e6;
+    report.note(format!(
+        "memory: {idle:.0} MB before the first Check; cache.max_bytes = {MAX_BYTES}, for the \
+         default would not hold {ENTRIES} entries"
+    ));
+    let target = (entries == ENTRIES).then_some(Target::AtMost(150.0));
+    let name = format!("memory with {entries} permissions cached");
+    report.measure("memory", &name, "MB", vec![full], full, target);
+    let _ = effort;
+    Ok(())
+}
