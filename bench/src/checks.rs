@@ -78,8 +78,11 @@ fn count(effort: Effort, concurrency: usize) -> usize {
     if concurrency == 1 { all / 5 } else { all }
 }
 
+/// Name, unit, and where it stands.
+type Figure = (&'static str, &'static str, fn(&Measured) -> f64);
+
 /// What a Check is judged by.
-const FIGURES: [(&str, &str, fn(&Measured) -> f64); 5] = [
+const FIGURES: [Figure; 5] = [
     ("cpu a check", "us", |round| round.cpu),
     ("checks a second", "1/s", |round| round.rate),
     ("p50", "us", |round| round.p50),

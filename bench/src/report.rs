@@ -194,14 +194,11 @@ fn summary(samples: &[f64]) -> Value {
         return Value::Null;
     }
     let shape = |part| percentile(samples, part);
-    let mut summary = json!({
+    let listed = (samples.len() <= 200).then_some(samples);
+    json!({
         "count": samples.len(), "min": shape(0.0), "median": median(samples),
-        "p99": shape(0.99), "max": shape(1.0),
-    });
-    if samples.len() <= 200 {
-        summary["samples"] = json!(samples);
-    }
-    summary
+        "p99": shape(0.99), "max": shape(1.0), "samples": listed,
+    })
 }
 
 fn spread(samples: &[f64]) -> String {
