@@ -36,7 +36,7 @@ struct Arguments {
     /// Fewer rounds, Checks, tunnels and permissions: done within two minutes
     #[arg(long)]
     short: bool,
-    /// Permissions where there are many [default: 1000000, short: 20000]
+    /// Permissions where there are many [default: 1000000, short: 30000]
     #[arg(long)]
     permissions: Option<usize>,
     /// Where the JSON goes
@@ -94,12 +94,18 @@ async fn main() -> Result<()> {
     if let Some(Command::Empty { port, bytes }) = arguments.command {
         return empty::serve(port, bytes).await;
     }
-    let many = if arguments.short { 20_000 } else { 1_000_000 };
+    let many = if arguments.short { 30_000 } else { 1_000_000 };
     let effort = Effort {
         short: arguments.short,
         permissions: arguments.permissions.unwrap_or(many),
     };
     let mut report = Report::default();
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    let load = load.split(' ').next().unwrap_or_default();
+    let processors = std::thread::available_parallelism()?;
+    report.note(format!(
+        "{processors} processors; the load before it began was {load}"
+    ));
     let measured = measure(&arguments.parts, effort, &mut report).await;
     // What was measured is told, whatever came in between.
     report.finish(&arguments.output)?;
@@ -143,7 +149,7 @@ async fn registries(
     drop(small);
     if wanted(Part::Memory) {
         memory::start(&large, effort, report).await?;
-        memory::cached(&large, effort, report).await?;
+        memory::cached(&mut large, effort, report).await?;
     }
     Ok(())
 }

@@ -115,7 +115,7 @@ impl Report {
     }
 
     fn add(&mut self, row: Row) {
-        eprintln!("{}", row.line());
+        eprintln!("{}: {}", row.name, row.result());
         self.rows.push(row);
     }
 
@@ -149,9 +149,18 @@ impl Report {
 }
 
 impl Row {
+    /// What of a ratio follows the number.
+    fn suffix(&self) -> &'static str {
+        if self.base.is_empty() { "" } else { "x" }
+    }
+
+    fn result(&self) -> String {
+        format!("{}{}", short(self.result), self.suffix())
+    }
+
     fn line(&self) -> String {
         let Self { part, unit, .. } = self;
-        let suffix = if self.base.is_empty() { "" } else { "x" };
+        let suffix = self.suffix();
         let target = match self.target {
             None => String::new(),
             Some(Target::AtMost(limit)) => format!("<= {limit}{suffix}"),
@@ -167,7 +176,7 @@ impl Row {
             self.name,
             spread(&self.base),
             spread(&self.ours),
-            format!("{}{suffix}", short(self.result)),
+            self.result(),
             self.noise
                 .map_or(String::new(), |noise| format!("{noise:.2}x")),
         )

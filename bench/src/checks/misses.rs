@@ -84,7 +84,7 @@ pub(crate) async fn measure(
     query(&reader, unasked.requests(200)?, 16).await?;
     let first = unasked.left.start;
     for concurrency in CONCURRENCY {
-        let count = count(effort, concurrency) / if effort.short { 10 } else { 2 };
+        let count = count(effort, concurrency) / if effort.short { 4 } else { 2 };
         let (mut rounds, mut beyond) = (Vec::new(), Rounds::default());
         for _ in 0..effort.rounds() {
             let questions = unasked.questions(count)?;
