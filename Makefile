@@ -31,9 +31,9 @@ lint: setup  ## formatting, clippy, the lock file, and the scripts
 	@if command -v shellcheck >/dev/null; then shellcheck -x -S warning $(scripts); \
 		else echo "lint: shellcheck is not installed, scripts were only parsed" >&2; fi
 
-bench: setup  ## measure the decision point beside an empty service
-	cargo build --release -p authz-service -p bench --bins
-	"$${CARGO_TARGET_DIR:-target}"/release/agent-gateway-bench
+bench: setup  ## measure against an empty service and an open gateway; SHORT=1: within two minutes
+	cargo build --release -p authz-service -p sidecar -p bench --bins
+	"$${CARGO_TARGET_DIR:-target}"/release/agent-gateway-bench $(if $(SHORT),--short)
 
 clean: demo-down  ## remove everything that was made in this folder
 	cargo clean

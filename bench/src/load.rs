@@ -1,4 +1,7 @@
 //! Asks a service as Envoy does, and measures what that costs it.
+//!
+//! The client is as cheap as can be, for it uses the same processors: one thread, one connection,
+//! requests encoded beforehand, answers compared as bytes.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -6,107 +9,151 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use envoy_types::pb::envoy::service::auth::v3::CheckRequest;
-use envoy_types::pb::envoy::service::auth::v3::authorization_client::AuthorizationClient;
-use tonic::transport::Endpoint;
+use bytes::Bytes;
+use h2::client::{Builder, SendRequest};
+use http::Request;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+
+use crate::question::Question;
+use crate::statistics::percentile;
+use crate::usage;
+
+/// As large as Envoy's, so that no answer ever waits for a window.
+const WINDOW: u32 = 1 << 28;
+
+/// Whom to ask.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
+    pub(crate) address: SocketAddr,
+    pub(crate) process: u32,
+    /// The empty service decides nothing: its answers are right if they have this many bytes.
+    pub(crate) empty: Option<usize>,
+}
 
 /// One round.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Measured {
     /// CPU time of the service for each Check, in microseconds.
-    pub(crate) cpu_us: f64,
+    pub(crate) cpu: f64,
     /// Checks a second.
     pub(crate) rate: f64,
     /// Latencies, in microseconds.
-    pub(crate) p50_us: f64,
+    pub(crate) p50: f64,
     /// As above.
-    pub(crate) p99_us: f64,
+    pub(crate) p99: f64,
     /// As above.
-    pub(crate) p999_us: f64,
+    pub(crate) p999: f64,
+    /// Resident memory of the service afterwards, in MB.
+    pub(crate) memory: f64,
+    /// Bytes of an answer, on average.
+    pub(crate) answer: f64,
 }
 
-/// Sends `count` of `requests` with `concurrency` in flight, on one connection as Envoy has it.
-///
-/// Every answer must be an allow.
+/// Asks `count` questions, from the first on and round again, with `concurrency` in flight on one
+/// connection. A wrong answer is an error.
 pub(crate) async fn run(
-    address: SocketAddr,
-    process: u32,
-    requests: &[CheckRequest],
+    asked: Asked,
+    questions: &Arc<[Question]>,
     count: usize,
     concurrency: usize,
 ) -> Result<Measured> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?.tcp_nodelay(true);
-    let client = AuthorizationClient::new(endpoint.connect().await?);
-    let requests: Arc<[CheckRequest]> = requests.into();
-    let next = Arc::new(AtomicUsize::new(0));
-    let (cpu_before, started) = (cpu(process)?, Instant::now());
-    let workers: Vec<_> = (0..concurrency)
-        .map(|_| {
-            let (mut client, requests, next) = (client.clone(), requests.clone(), next.clone());
-            tokio::spawn(async move {
-                let mut latencies = Vec::new();
-                loop {
-                    let number = next.fetch_add(1, Ordering::Relaxed);
-                    if number >= count {
-                        return Ok(latencies);
-                    }
-                    let request = requests.get(number % requests.len()).cloned();
-                    let sent = Instant::now();
-                    let answer = client
-                        .check(request.unwrap_or_default())
-                        .await?
-                        .into_inner();
-                    latencies.push(sent.elapsed());
-                    let code = answer.status.map_or(-1, |status| status.code);
-                    ensure!(code == 0, "not allowed: {:?}", answer.http_response);
-                }
-            })
-        })
-        .collect();
-    let mut latencies = Vec::with_capacity(count);
-    for worker in workers {
-        latencies.extend(worker.await??);
-    }
-    let (took, cpu) = (started.elapsed(), cpu(process)?.saturating_sub(cpu_before));
-    latencies.sort_unstable();
-    let checks = f64::from(u32::try_from(count)?);
-    let percentile = |part: f64| -> f64 {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "an index"
-        )]
-        let index = (checks * part) as usize;
-        latencies
-            .get(index.min(count - 1))
-            .map_or(0.0, |latency| micros(*latency))
+    let questions = Arc::clone(questions);
+    // A thread of its own, so that nothing else in this process delays it.
+    let client = move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        runtime.block_on(ask_all(asked, questions, count, concurrency))
     };
+    tokio::task::spawn_blocking(client).await?
+}
+
+async fn ask_all(
+    asked: Asked,
+    questions: Arc<[Question]>,
+    count: usize,
+    concurrency: usize,
+) -> Result<Measured> {
+    let stream = TcpStream::connect(asked.address).await?;
+    stream.set_nodelay(true)?;
+    let (client, connection) = Builder::new()
+        .initial_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW)
+        .handshake(stream)
+        .await?;
+    tokio::spawn(connection);
+    let next = Arc::new(AtomicUsize::new(0));
+    let (cpu_before, started) = (usage::cpu(asked.process)?, Instant::now());
+    let mut workers: JoinSet<Result<(Vec<f64>, usize)>> = JoinSet::new();
+    for _ in 0..concurrency {
+        let (client, questions, next) = (client.clone(), Arc::clone(&questions), next.clone());
+        workers.spawn(async move {
+            let (mut latencies, mut bytes) = (Vec::new(), 0);
+            let mut answer = Vec::new();
+            loop {
+                let number = next.fetch_add(1, Ordering::Relaxed);
+                if number >= count {
+                    return Ok((latencies, bytes));
+                }
+                let question = questions.get(number % questions.len());
+                let question = question.context("no questions")?;
+                let sent = Instant::now();
+                ask(&client, question.frame.clone(), &mut answer).await?;
+                latencies.push(micros(sent.elapsed()));
+                bytes += answer.len();
+                match asked.empty {
+                    None => question.check(&answer)?,
+                    Some(expected) => ensure!(answer.len() == expected + 5, "a wrong length"),
+                }
+            }
+        });
+    }
+    let (mut latencies, mut bytes) = (Vec::with_capacity(count), 0);
+    while let Some(done) = workers.join_next().await {
+        let (of_worker, received) = done??;
+        latencies.extend(of_worker);
+        bytes += received;
+    }
+    let took = started.elapsed();
+    let cpu = usage::cpu(asked.process)?.saturating_sub(cpu_before);
+    let checks = f64::from(u32::try_from(count)?);
     Ok(Measured {
-        cpu_us: micros(cpu) / checks,
+        cpu: micros(cpu) / checks,
         rate: checks / took.as_secs_f64(),
-        p50_us: percentile(0.5),
-        p99_us: percentile(0.99),
-        p999_us: percentile(0.999),
+        p50: percentile(&latencies, 0.5),
+        p99: percentile(&latencies, 0.99),
+        p999: percentile(&latencies, 0.999),
+        memory: usage::memory(asked.process)? / 1e6,
+        answer: f64::from(u32::try_from(bytes)?) / checks - 5.0,
     })
 }
 
-fn micros(duration: Duration) -> f64 {
-    duration.as_secs_f64() * 1e6
+/// One call; `answer` is the frame that came back.
+async fn ask(client: &SendRequest<Bytes>, frame: Bytes, answer: &mut Vec<u8>) -> Result<()> {
+    let request = Request::post("http://authorization/envoy.service.auth.v3.Authorization/Check")
+        .header("te", "trailers")
+        .header("content-type", "application/grpc")
+        .header("grpc-timeout", "2000m")
+        .header("x-envoy-internal", "true")
+        .header("x-forwarded-for", "127.0.0.1")
+        .body(())?;
+    let mut client = client.clone().ready().await?;
+    let (response, mut body) = client.send_request(request, false)?;
+    body.send_data(frame, true)?;
+    let mut received = response.await?.into_body();
+    answer.clear();
+    while let Some(data) = received.data().await {
+        let data = data?;
+        received.flow_control().release_capacity(data.len())?;
+        answer.extend(data);
+    }
+    let trailers = received.trailers().await?.context("no trailers")?;
+    let status = trailers.get("grpc-status").context("no gRPC status")?;
+    ensure!(status == "0", "gRPC status {status:?}: {trailers:?}");
+    Ok(())
 }
 
-/// User and system time of a process so far.
-fn cpu(process: u32) -> Result<Duration> {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
-    // proc(5): the name, in brackets, may hold anything; utime and stime are fields 14 and 15.
-    let (_, fields) = stat.rsplit_once(')').context("stat")?;
-    let ticks: Vec<u64> = fields
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .map(str::parse)
-        .collect::<Result<_, _>>()?;
-    let per_second = rustix::param::clock_ticks_per_second();
-    Ok(Duration::from_micros(
-        ticks.iter().sum::<u64>() * 1_000_000 / per_second,
-    ))
+pub(crate) fn micros(duration: Duration) -> f64 {
+    duration.as_secs_f64() * 1e6
 }

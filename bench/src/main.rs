@@ -1,117 +1,173 @@
-//! Measures Checks against an empty gRPC service, side by side in one run.
+//! Measures the gateway: Checks beside an empty gRPC service, tunnels beside the same path without
+//! authorization, and how soon a revocation is felt.
 //!
-//! Machines differ and are noisy, so what counts are ratios: both services are asked in turn
-//! (A B A B …), and each round gives one ratio. The empty service against itself, in the same
-//! way, shows how much of a difference is noise.
+//! Machines differ and are noisy, so what counts are ratios: what is compared is measured in turn
+//! (A B A B …), each round gives one ratio, and the median of them is the result. The base against
+//! itself, in the same rounds, shows how much of a difference is noise.
 
 #![forbid(unsafe_code)]
 
+mod checks;
 mod empty;
 mod load;
+mod memory;
 mod population;
+mod question;
 mod report;
+mod statistics;
+mod tunnels;
+mod usage;
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
-use testbed::{Authz, AuthzOptions, Process, authz, binary, database, port};
+use clap::{Parser, Subcommand, ValueEnum};
 
-use load::Measured;
-use population::Population;
+use checks::Service;
 use report::Report;
+use tunnels::{FarEnd, Gateway, Lane};
 
-/// Benchmarks of the decision point; prints a table, and writes the same as JSON.
+/// Benchmarks of the gateway; prints a table, and writes the same as JSON.
 #[derive(Debug, Parser)]
+#[command(after_help = "example: agent-gateway-bench --short checks")]
 struct Arguments {
     #[command(subcommand)]
-    part: Option<Part>,
-    /// Rounds of each comparison
-    #[arg(long, default_value_t = 7)]
-    rounds: usize,
-    /// Checks in each round
-    #[arg(long, default_value_t = 10_000)]
-    checks: usize,
-    /// Permissions in the registry
-    #[arg(long, default_value_t = 10_000)]
-    permissions: usize,
+    command: Option<Command>,
+    /// Fewer rounds, Checks, tunnels and permissions: done within two minutes
+    #[arg(long)]
+    short: bool,
+    /// Permissions where there are many [default: 1000000, short: 30000]
+    #[arg(long)]
+    permissions: Option<usize>,
     /// Where the JSON goes
     #[arg(long, default_value = "target/bench.json")]
     output: PathBuf,
+    /// What is measured [default: all]
+    #[arg(value_enum)]
+    parts: Vec<Part>,
 }
 
 #[derive(Debug, Subcommand)]
-enum Part {
-    /// Be the empty service, on this port
+enum Command {
+    /// Be the empty service
+    #[command(hide = true)]
     Empty {
         /// Of 127.0.0.1
         port: u16,
+        /// Of each answer
+        bytes: usize,
     },
 }
 
-/// Checks in flight at a time.
-const CONCURRENCY: [usize; 3] = [1, 16, 64];
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Checks that are answered from memory
+    Warm,
+    /// Checks of which half are denied
+    Mixed,
+    /// Checks that need the registry
+    Misses,
+    /// Start and memory, with many permissions
+    Memory,
+    /// Set-ups and throughput of tunnels
+    Tunnels,
+    /// From a revocation to what agents see of it
+    Revocation,
+}
+
+/// How much is done.
+#[derive(Debug, Clone, Copy)]
+struct Effort {
+    short: bool,
+    permissions: usize,
+}
+
+impl Effort {
+    fn rounds(self) -> usize {
+        if self.short { 3 } else { 7 }
+    }
+}
 
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    if let Some(Part::Empty { port }) = arguments.part {
-        return empty::serve(port).await;
+    if let Some(Command::Empty { port, bytes }) = arguments.command {
+        return empty::serve(port, bytes).await;
     }
+    let many = if arguments.short { 30_000 } else { 1_000_000 };
+    let effort = Effort {
+        short: arguments.short,
+        permissions: arguments.permissions.unwrap_or(many),
+    };
+    let mut report = Report::default();
+    let load = std::fs::read_to_string("/proc/loadavg")?;
+    let load = load.split(' ').next().unwrap_or_default();
+    let processors = std::thread::available_parallelism()?;
+    report.note(format!(
+        "{processors} processors; the load before it began was {load}"
+    ));
+    let measured = measure(&arguments.parts, effort, &mut report).await;
+    // What was measured is told, whatever came in between.
+    report.finish(&arguments.output)?;
+    measured
+}
 
-    eprintln!(
-        "filling the registry with {} permissions",
-        arguments.permissions
+async fn measure(parts: &[Part], effort: Effort, report: &mut Report) -> Result<()> {
+    let wanted = |part| parts.is_empty() || parts.contains(&part);
+    let any = |parts: &[Part]| parts.iter().copied().any(wanted);
+    if any(&[Part::Warm, Part::Mixed, Part::Misses, Part::Memory]) {
+        registries(&wanted, effort, report).await?;
+    }
+    if any(&[Part::Tunnels, Part::Revocation]) {
+        lanes(&wanted, effort, report).await?;
+    }
+    Ok(())
+}
+
+/// What needs registries full of permissions.
+async fn registries(
+    wanted: &impl Fn(Part) -> bool,
+    effort: Effort,
+    report: &mut Report,
+) -> Result<()> {
+    report.note(
+        "checks: the service as shipped, its log (info) into a file; every answer was compared \
+         (allowed by this permission, or denied for this reason)"
+            .to_owned(),
     );
-    let database = database().await?;
-    authz::migrate(&database.url())?;
-    let population = Population::fill(&database, arguments.permissions)?;
-    let mut ours = Authz::start(&AuthzOptions {
-        database_url: database.url(),
-        hosts: population.hosts(),
-        private: population.private(),
-        environment: vec![(
-            "AGENT_GATEWAY__OBSERVABILITY__LOG_LEVEL".to_owned(),
-            "warn".to_owned(),
-        )],
-        ..AuthzOptions::default()
-    })?;
-    let empty_port = port::free_port()?;
-    let mut command = Command::new(binary::path("agent-gateway-bench")?);
-    command.args(["empty", &empty_port.to_string()]);
-    let mut empty = Process::start("empty", &command)?;
-    let empty_addr = ([127, 0, 0, 1], empty_port).into();
-    empty.wait_for_port(empty_addr)?;
-
-    let requests = population.requests();
-    let ours_addr = ours.grpc_addr();
-    let (empty_id, ours_id) = (empty.id(), ours.process().id());
-    let mut report = Report::new(&arguments.output);
-    for concurrency in CONCURRENCY {
-        let count = if concurrency == 1 {
-            arguments.checks / 10
-        } else {
-            arguments.checks
-        };
-        let run = async |address, id| load::run(address, id, &requests, count, concurrency).await;
-        run(ours_addr, ours_id).await?;
-        run(empty_addr, empty_id).await?;
-        let mut rounds: Vec<[Measured; 3]> = Vec::new();
-        for round in 0..arguments.rounds {
-            eprint!(
-                "\rconcurrency {concurrency}: round {} of {} ",
-                round + 1,
-                arguments.rounds
-            );
-            rounds.push([
-                run(empty_addr, empty_id).await?,
-                run(ours_addr, ours_id).await?,
-                run(empty_addr, empty_id).await?,
-            ]);
-        }
-        eprintln!();
-        report.add(concurrency, &rounds);
+    let mut small = Service::start(10_000).await?;
+    let mut large = Service::start(effort.permissions).await?;
+    if wanted(Part::Warm) {
+        checks::warm::measure(&mut small, &mut large, effort, report).await?;
     }
-    report.finish()
+    if wanted(Part::Mixed) {
+        checks::mixed::measure(&mut small, effort, report).await?;
+    }
+    if wanted(Part::Misses) {
+        checks::misses::measure(&mut large, effort, report).await?;
+    }
+    drop(small);
+    if wanted(Part::Memory) {
+        memory::start(&large, effort, report).await?;
+        memory::cached(&mut large, effort, report).await?;
+    }
+    Ok(())
+}
+
+/// What needs sidecars and Envoys.
+async fn lanes(wanted: &impl Fn(Part) -> bool, effort: Effort, report: &mut Report) -> Result<()> {
+    let far_end = FarEnd::start().await?;
+    let mut gateway = Gateway::start(far_end.address()).await?;
+    if wanted(Part::Revocation) {
+        // First, while the service has held no tunnel.
+        tunnels::revoked::cut(&mut gateway, effort, report).await?;
+        tunnels::revoked::refused(&gateway, effort, report).await?;
+    }
+    if wanted(Part::Tunnels) {
+        let (with, without) = (&gateway.lane, Lane::unauthorized(far_end.address()).await?);
+        tunnels::set_ups(with, &without, effort, report).await?;
+        tunnels::throughput::measure(&far_end, with, &without, effort, report).await?;
+        tunnels::throughput::stalled(&far_end, with, effort, report).await?;
+    }
+    Ok(())
 }

@@ -1,111 +1,190 @@
 //! Agents, destinations and the permissions between them.
 
 use std::fmt::Write as _;
+use std::ops::Range;
+use std::thread;
 
-use anyhow::Result;
-use envoy_types::pb::envoy::service::auth::v3::attribute_context::{HttpRequest, Peer, Request};
-use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
-use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
-use testbed::rows::{Grant, Principal};
-use testbed::{ClientCertificate, Database};
+use anyhow::{Result, anyhow};
+use permission::{Identity, Request, Spki};
+use testbed::rows::{Grant, Principal, Times};
+use testbed::{AuthzOptions, Bulk, ClientCertificate, Database, authz};
 
-/// Destinations that every agent may reach.
-const DESTINATIONS: usize = 100;
+use crate::question::{Question, Verdict};
 
-/// What the registry was filled with.
+/// Each agent may reach all of them, so there are ten times as many permissions as agents.
+const DESTINATIONS: usize = 10;
+
+/// A registry filled with permissions.
 #[derive(Debug)]
-pub(crate) struct Population {
-    agents: Vec<ClientCertificate>,
+pub(crate) struct Registry {
+    pub(crate) database: Database,
+    pub(crate) principal: Principal,
     destinations: Vec<String>,
 }
 
-impl Population {
-    /// Makes agents and destinations until there are `permissions` pairs, and grants them all.
-    pub(crate) fn fill(database: &Database, permissions: usize) -> Result<Self> {
+/// Agents of one registry who all have the same permissions.
+#[derive(Debug)]
+pub(crate) struct Agents(Vec<Agent>);
+
+#[derive(Debug)]
+struct Agent {
+    identity: String,
+    spki: Vec<u8>,
+    /// As Envoy sends it.
+    certificate: String,
+}
+
+impl Registry {
+    /// A migrated database with one principal, who may delegate the destinations.
+    pub(crate) async fn new() -> Result<Self> {
+        let database = testbed::database().await?;
+        authz::migrate(&database.url())?;
         let destinations: Vec<_> = (0..DESTINATIONS)
             .map(|number| format!("host-{number}.test:443"))
             .collect();
         let names: Vec<_> = destinations.iter().map(String::as_str).collect();
-        let principal = Principal::registered(database, &names)?;
-        let mut agents = Vec::new();
-        for number in 0..permissions.div_ceil(DESTINATIONS) {
-            let identity = format!("agent-{number}");
-            let agent = ClientCertificate::for_identity(&identity)?;
-            let grants: Vec<_> = destinations
-                .iter()
-                .map(|destination| Grant::new(&identity, agent.spki_der(), destination))
-                .collect();
-            principal.grant_all(database, &grants)?;
-            agents.push(agent);
-        }
-        database.execute("ANALYZE")?;
+        let principal = Principal::registered(&database, &names)?;
         Ok(Self {
-            agents,
+            database,
+            principal,
             destinations,
         })
     }
 
-    /// The hosts file that the service resolves the destinations by.
-    pub(crate) fn hosts(&self) -> String {
-        self.destinations
-            .iter()
-            .fold(String::new(), |mut hosts, destination| {
-                let name = destination.trim_end_matches(":443");
-                // Writing to a String can't fail.
-                let _ = writeln!(hosts, "127.0.0.1 {name}");
-                hosts
-            })
+    /// Makes as many agents as it takes for `permissions`, and grants them.
+    pub(crate) fn fill(&self, name: &str, permissions: usize, times: &Times) -> Result<Agents> {
+        let agents = permissions / DESTINATIONS;
+        let threads = thread::available_parallelism()?.get();
+        let share = agents.div_ceil(threads).max(1);
+        let parts = thread::scope(|scope| {
+            let begin = |first: usize| {
+                let numbers = first..(first + share).min(agents);
+                scope.spawn(move || self.fill_part(name, numbers, times))
+            };
+            let running: Vec<_> = (0..agents).step_by(share).map(begin).collect();
+            let done = running.into_iter().map(|thread| {
+                let part = thread.join();
+                part.map_err(|_| anyhow!("a thread panicked"))?
+            });
+            done.collect::<Result<Vec<_>>>()
+        })?;
+        self.database.execute("ANALYZE permission_registry")?;
+        Ok(Agents(parts.into_iter().flatten().collect()))
     }
 
-    /// The rules that let them resolve to loopback.
-    pub(crate) fn private(&self) -> Vec<(String, Vec<String>)> {
+    fn fill_part(&self, name: &str, numbers: Range<usize>, times: &Times) -> Result<Vec<Agent>> {
+        let mut rows = Bulk::begin(&self.database, &self.principal)?;
+        let mut agents = Vec::with_capacity(numbers.len());
+        for number in numbers {
+            let identity = format!("{name}-{number}");
+            let certificate = ClientCertificate::for_identity(&identity)?;
+            for destination in &self.destinations {
+                let grant = Grant::new(&identity, certificate.spki_der(), destination);
+                rows.grant(&grant.during(times.clone()))?;
+            }
+            agents.push(Agent {
+                identity,
+                spki: certificate.spki_der().to_vec(),
+                certificate: as_envoy_sends(certificate.pem()),
+            });
+        }
+        rows.finish()?;
+        Ok(agents)
+    }
+
+    /// What the service needs so that it finds the registry and the destinations; all else is its
+    /// default.
+    pub(crate) fn options(&self) -> AuthzOptions {
+        let mut hosts = String::new();
+        for destination in &self.destinations {
+            // Writing to a String can't fail.
+            let _ = writeln!(hosts, "127.0.0.1 {}", destination.trim_end_matches(":443"));
+        }
         let loopback = vec!["127.0.0.1/32".to_owned()];
-        self.destinations
-            .iter()
-            .map(|to| (to.clone(), loopback.clone()))
-            .collect()
+        let private = self.destinations.iter();
+        AuthzOptions {
+            database_url: self.database.url(),
+            hosts,
+            private: private.map(|to| (to.clone(), loopback.clone())).collect(),
+            // The product's default, in place of the tests' shorter one.
+            environment: vec![setting("POLICY__POLL_INTERVAL_MS", "200")],
+            ..AuthzOptions::default()
+        }
     }
 
-    /// One Check for each permission, as Envoy would send it, in an order that mixes agents.
-    pub(crate) fn requests(&self) -> Vec<CheckRequest> {
-        let certificates: Vec<_> = self
-            .agents
-            .iter()
-            .map(|agent| utf8_percent_encode(agent.pem(), NON_ALPHANUMERIC).to_string())
-            .collect();
-        let pairs = self.destinations.iter().flat_map(|destination| {
-            certificates
-                .iter()
-                .map(move |certificate| (destination, certificate))
-        });
-        pairs
-            .map(|(destination, certificate)| check(destination, certificate))
-            .collect()
+    /// Makes all that is cached stale, so that it is as new as can be when it is next asked for.
+    pub(crate) fn touch(&self) -> Result<()> {
+        self.database
+            .execute("UPDATE principal_signing_keys SET updated_at = now()")
+    }
+
+    /// Checks about permissions of `agents`, agents in turn: with as many as there are agents, each
+    /// shows its certificate once. All must be allowed, or `denied` for this reason.
+    pub(crate) fn questions(
+        &self,
+        agents: &Agents,
+        numbers: Range<usize>,
+        denied: Option<&str>,
+    ) -> Vec<Question> {
+        let question = |number| {
+            let (agent, destination) = self.pair(agents, number)?;
+            let id = format!("{}-{destination}", agent.identity);
+            let verdict = denied.map_or(Verdict::Allow(&id), Verdict::Deny);
+            Some(Question::new(&agent.certificate, destination, verdict))
+        };
+        numbers.filter_map(question).collect()
+    }
+
+    /// As [`Registry::questions`], as the service asks the registry.
+    pub(crate) fn requests(&self, agents: &Agents, numbers: Range<usize>) -> Result<Vec<Request>> {
+        let pairs = numbers.filter_map(|number| self.pair(agents, number));
+        let request = |(agent, destination): (&Agent, &str)| {
+            Ok(Request {
+                identity: Identity::parse(&agent.identity)?,
+                spki: Spki::from_der(&agent.spki)?,
+                destination: destination.parse()?,
+            })
+        };
+        pairs.map(request).collect()
+    }
+
+    fn pair<'a>(&'a self, agents: &'a Agents, number: usize) -> Option<(&'a Agent, &'a str)> {
+        let agent = agents.0.get(number % agents.0.len())?;
+        let destination = self.destinations.get(number / agents.0.len())?;
+        Some((agent, destination))
     }
 }
 
-fn check(destination: &str, certificate: &str) -> CheckRequest {
-    let http = HttpRequest {
-        method: "CONNECT".to_owned(),
-        host: destination.to_owned(),
-        headers: [(
-            "x-request-id".to_owned(),
-            "00000000-0000-4000-8000-000000000000".to_owned(),
-        )]
-        .into(),
-        ..Default::default()
-    };
-    CheckRequest {
-        attributes: Some(AttributeContext {
-            source: Some(Peer {
-                certificate: certificate.to_owned(),
-                ..Default::default()
-            }),
-            request: Some(Request {
-                http: Some(http),
-                ..Default::default()
-            }),
-            ..Default::default()
-        }),
+impl Agents {
+    /// How many permissions they have.
+    pub(crate) fn permissions(&self) -> usize {
+        self.0.len() * DESTINATIONS
     }
+
+    /// Takes away those who have the last `permissions`.
+    pub(crate) fn split_off(&mut self, permissions: usize) -> Self {
+        let left = self.0.len().saturating_sub(permissions / DESTINATIONS);
+        Self(self.0.split_off(left))
+    }
+
+    /// Checks for a destination that none of them was granted.
+    pub(crate) fn ungranted(&self, destination: &str) -> Vec<Question> {
+        let verdict = Verdict::Deny("no_permission");
+        let question = |agent: &Agent| Question::new(&agent.certificate, destination, verdict);
+        self.0.iter().map(question).collect()
+    }
+}
+
+/// A setting in the service's environment.
+pub(crate) fn setting(key: &str, value: &str) -> (String, String) {
+    (format!("AGENT_GATEWAY__{key}"), value.to_owned())
+}
+
+/// PEM as Envoy encodes it in a Check.
+fn as_envoy_sends(pem: &str) -> String {
+    pem.replace(' ', "%20")
+        .replace('\n', "%0A")
+        .replace('+', "%2B")
+        .replace('/', "%2F")
+        .replace('=', "%3D")
 }

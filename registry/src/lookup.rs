@@ -94,17 +94,8 @@ ORDER BY (p.revoked_at IS NULL) DESC, p.not_after DESC";
 impl Reader {
     /// Reads all that a decision about `request` needs; ends by `deadline`.
     pub async fn facts(&self, request: &Request, deadline: Instant) -> Result<Facts, LookupError> {
-        let rows = self
-            .run(deadline, |connection| {
-                let query = sqlx::query_as::<_, CandidateRow>(SELECT_CANDIDATES)
-                    .bind(request.identity.as_str().to_owned())
-                    .bind(request.destination.to_string())
-                    .bind(request.spki.as_der().to_vec());
-                query.fetch_all(connection).boxed()
-            })
-            .await?;
         let mut facts = Facts::default();
-        for row in &rows {
+        for row in &self.rows(request, deadline).await? {
             match row.to_candidate() {
                 Ok(candidate) => facts.candidates.push(candidate),
                 Err(column) => {
@@ -119,6 +110,31 @@ impl Reader {
             }
         }
         Ok(facts)
+    }
+
+    /// How many rows [`Reader::facts`] would look at: its query with nothing made of the answer,
+    /// to measure the rest by.
+    pub async fn candidates(
+        &self,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<usize, LookupError> {
+        Ok(self.rows(request, deadline).await?.len())
+    }
+
+    async fn rows(
+        &self,
+        request: &Request,
+        deadline: Instant,
+    ) -> Result<Vec<CandidateRow>, LookupError> {
+        self.run(deadline, |connection| {
+            let query = sqlx::query_as::<_, CandidateRow>(SELECT_CANDIDATES)
+                .bind(request.identity.as_str().to_owned())
+                .bind(request.destination.to_string())
+                .bind(request.spki.as_der().to_vec());
+            query.fetch_all(connection).boxed()
+        })
+        .await
     }
 
     /// Runs one read on a pooled connection, within the acquire and query timeouts and `deadline`.

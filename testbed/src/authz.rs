@@ -13,7 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use crate::process::Process;
+use crate::process::{PATIENCE, Process};
 use crate::{binary, port, scratch};
 
 /// The variable that the generated configuration takes the database's URL from.
@@ -108,10 +108,8 @@ impl Authz {
 
     /// How long ago the registry confirmed that all changes are known.
     async fn confirmed_age(&self) -> Result<Duration> {
-        let age = self
-            .metric("agent_gateway_registry_confirmed_age_seconds")
-            .await?;
-        Ok(Duration::try_from_secs_f64(age).unwrap_or(Duration::MAX))
+        let age = self.metric("agent_gateway_registry_confirmed_age_seconds");
+        Ok(Duration::try_from_secs_f64(age.await?).unwrap_or(Duration::MAX))
     }
 
     /// How many tunnels the service holds.
@@ -120,17 +118,35 @@ impl Authz {
         format!("{open:.0}").parse().context("metric")
     }
 
-    /// What `/metrics` says of this name.
-    async fn metric(&self, name: &str) -> Result<f64> {
+    /// One value of `/metrics`, by its name with any labels.
+    pub async fn metric(&self, name: &str) -> Result<f64> {
+        let answer = self.http("/metrics").await?;
+        let value = answer
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        Ok(value.with_context(|| name.to_owned())?.parse()?)
+    }
+
+    /// Waits until the service says that it is ready to answer Checks.
+    pub async fn ready(&self) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while !self.http("/readyz").await?.starts_with("HTTP/1.1 200 ") {
+            if Instant::now() >= deadline {
+                bail!("authz-service is not ready: {}", self.process.log());
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
+    }
+
+    /// The whole answer of the service's own HTTP.
+    async fn http(&self, path: &str) -> Result<String> {
         let mut stream = TcpStream::connect(self.admin_http_addr()).await?;
-        stream
-            .write_all(b"GET /metrics HTTP/1.1\r\nhost: test\r\n\r\n")
-            .await?;
+        let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n");
+        stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
         timeout(Duration::from_secs(1), stream.read_to_string(&mut answer)).await??;
-        let mut lines = answer.lines().filter_map(|line| line.split_once(' '));
-        let value = lines.find_map(|(found, value)| (found == name).then_some(value));
-        Ok(value.context("metric")?.parse()?)
+        Ok(answer)
     }
 
     /// Stops the service by SIGTERM and says how it ended.

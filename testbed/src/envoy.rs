@@ -29,6 +29,8 @@ pub struct EnvoyOptions<'a> {
     pub listen: IpAddr,
     /// Further text of `envoy.yaml` that is there once, and what a test puts in its place.
     pub replace: &'a [(&'a str, &'a str)],
+    /// Asks nobody, and leads every tunnel here: what there is to compare with.
+    pub unauthorized: Option<SocketAddr>,
 }
 
 impl<'a> EnvoyOptions<'a> {
@@ -40,6 +42,7 @@ impl<'a> EnvoyOptions<'a> {
             pki,
             listen: Ipv4Addr::LOCALHOST.into(),
             replace: &[],
+            unauthorized: None,
         }
     }
 }
@@ -175,6 +178,9 @@ impl Files {
             }
             config = config.replace(&default, &ours);
         }
+        if let Some(destination) = options.unauthorized {
+            config = without_authorization(&config, destination)?;
+        }
         fs::write(files.config_file(), config)?;
         Ok(files)
     }
@@ -228,6 +234,50 @@ impl Files {
 fn endpoint(addr: SocketAddr) -> String {
     let socket = socket(addr);
     format!("{{endpoint: {{address: {{socket_address: {socket}}}}}}}")
+}
+
+/// The same configuration without the filters that ask the service and obey it.
+fn without_authorization(config: &str, destination: SocketAddr) -> Result<String> {
+    let endpoint = format!(
+        "    type: STATIC\n    load_assignment:\n      cluster_name: destination\n      \
+         endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {}}}}}}}]}}]\n",
+        socket(destination)
+    );
+    // From the first text to the one before the second, each; they are where they are needed.
+    let parts = [
+        (
+            "          - name: ext_authz\n",
+            "          - name: envoy.filters.http.router\n",
+            "",
+        ),
+        (
+            "                typed_per_filter_config:\n",
+            "              - name: method_not",
+            "",
+        ),
+        (
+            "                typed_per_filter_config:\n",
+            "          http_filters:\n",
+            "",
+        ),
+        (
+            "    type: ORIGINAL_DST\n",
+            "    connect_timeout: 5s\n",
+            &endpoint,
+        ),
+        (
+            "        - name: envoy.filters.http.upstream_rbac\n",
+            "        - name: envoy.filters.http.upstream_codec\n",
+            "",
+        ),
+    ];
+    let mut config = config.to_owned();
+    for (from, to, instead) in parts {
+        let (before, rest) = config.split_once(from).with_context(|| from.to_owned())?;
+        let (_, after) = rest.split_once(to).with_context(|| to.to_owned())?;
+        config = format!("{before}{instead}{to}{after}");
+    }
+    Ok(config)
 }
 
 /// As envoy.yaml writes an address.

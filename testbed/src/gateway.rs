@@ -41,12 +41,20 @@ impl Gateway {
         replace: &[(&str, &str)],
     ) -> Result<Gateway> {
         let database = crate::database().await?;
-        Self::start_on(database, options).await
+        Self::start_all(database, options, replace).await
     }
 
     /// As [`Gateway::start_with`], on an empty database of the test's own, which the service
     /// reaches by the URL in `options` if there is one.
     pub async fn start_on(database: Database, options: AuthzOptions) -> Result<Gateway> {
+        Self::start_all(database, options, &[]).await
+    }
+
+    async fn start_all(
+        database: Database,
+        options: AuthzOptions,
+        replace: &[(&str, &str)],
+    ) -> Result<Gateway> {
         authz::migrate(&database.url())?;
         let principal = Principal::registered(&database, &[])?;
         let dns = DnsServer::start().await?;

@@ -231,6 +231,11 @@ impl Database {
     pub fn query(&self, sql: &str) -> Result<String> {
         psql(&self.url(), sql)
     }
+
+    /// psql as the owner; what it shall do is for the caller to add.
+    pub(crate) fn psql(&self) -> Result<Command> {
+        psql_command(&self.url())
+    }
 }
 
 impl Drop for Database {
@@ -261,11 +266,17 @@ fn create(server: &str, name: &str) -> Result<()> {
     .map(drop)
 }
 
-/// Runs psql with its connection in the environment: arguments are there for all to see.
+/// Runs statements, and returns what they select.
 fn psql(url: &str, sql: &str) -> Result<String> {
+    let output = process::output(psql_command(url)?.args(["-c", sql]))?;
+    Ok(output.trim_end().to_owned())
+}
+
+/// psql with its connection in the environment: arguments are there for all to see.
+fn psql_command(url: &str) -> Result<Command> {
     let url = Url::parse(url).context("not a database URL")?;
     let mut command = Command::new("psql");
-    command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1", "-c", sql]);
+    command.args(["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]);
     let mut set = |key: &str, value: &str| {
         if !value.is_empty() {
             command.env(key, percent_decode(value));
@@ -285,7 +296,7 @@ fn psql(url: &str, sql: &str) -> Result<String> {
             _ => {}
         }
     }
-    Ok(process::output(&mut command)?.trim_end().to_owned())
+    Ok(command)
 }
 
 fn percent_decode(text: &str) -> String {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::{Context as _, Result};
 use p256::ecdsa::signature::Signer as _;
 use p256::ecdsa::{DerSignature, SigningKey};
-use p256::pkcs8::EncodePublicKey as _;
+use p256::pkcs8::{EncodePrivateKey as _, EncodePublicKey as _};
 use permission::Timestamp;
 
 use crate::postgres::Database;
@@ -153,7 +153,13 @@ impl Principal {
 
     /// The signature over a permission's text.
     pub fn sign(&self, grant: &Grant) -> Vec<u8> {
-        let text = [
+        let signature: DerSignature = self.key.sign(self.signed_text(grant).as_bytes());
+        signature.as_bytes().to_vec()
+    }
+
+    /// What is signed.
+    pub(crate) fn signed_text(&self, grant: &Grant) -> String {
+        [
             "agent-gateway-permission-v1".to_owned(),
             format!("permission_id={}", grant.permission_id),
             format!("signing_key_id={}", self.key_id),
@@ -164,18 +170,12 @@ impl Principal {
             format!("not_after={}", grant.times.not_after),
             String::new(),
         ]
-        .join("\n");
-        let signature: DerSignature = self.key.sign(text.as_bytes());
-        signature.as_bytes().to_vec()
+        .join("\n")
     }
 
-    /// As [`Principal::grant`], for many at once.
-    pub fn grant_all(&self, database: &Database, grants: &[Grant]) -> Result<()> {
-        let statements: Vec<_> = grants
-            .iter()
-            .map(|grant| self.insertion(grant, &self.sign(grant)))
-            .collect();
-        database.execute(&statements.join(";"))
+    /// The private key, PKCS#8 DER.
+    pub(crate) fn key_pkcs8_der(&self) -> Result<Vec<u8>> {
+        Ok(self.key.to_pkcs8_der()?.as_bytes().to_vec())
     }
 
     /// Inserts a permission with a signature made elsewhere, or over something else.

@@ -61,7 +61,7 @@ impl Default for Tunnel {
             gateway_listeners: vec![loopback(8443), loopback(9901)],
             private: Vec::new(),
             max_tunnels: 10_000,
-            max_tunnels_per_key: 256,
+            max_tunnels_per_key: 1024,
             max_unconfirmed_ms: 30_000,
             drain_timeout_ms: 5000,
         }

@@ -61,7 +61,7 @@ fn defaults_are_those_of_the_documentation() {
     let listeners = ["127.0.0.1:8443", "127.0.0.1:9901"].map(|text| text.parse().unwrap());
     assert_eq!(config.tunnel.gateway_listeners, listeners);
     assert_eq!(config.tunnel.max_tunnels, 10_000);
-    assert_eq!(config.tunnel.max_tunnels_per_key, 256);
+    assert_eq!(config.tunnel.max_tunnels_per_key, 1024);
     assert_eq!(config.tunnel.max_unconfirmed_ms, 30_000);
     assert_eq!(config.tunnel.drain_timeout_ms, 5000);
     assert_eq!(config.policy.poll_interval_ms, 200);

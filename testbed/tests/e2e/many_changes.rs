@@ -9,7 +9,7 @@ use envoy_types::pb::envoy::service::auth::v3::authorization_client::Authorizati
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest};
 use testbed::gateway::AGENT;
 use testbed::rows::Grant;
-use testbed::{ClientCertificate, TunnelClient};
+use testbed::{Bulk, ClientCertificate, TunnelClient};
 use tokio::time::sleep;
 use tonic::transport::{Channel, Endpoint};
 
@@ -57,17 +57,16 @@ impl Scene {
     /// Connections of agents with a permission each, whose identities begin with `doomed-`.
     async fn doomed(&self) -> Vec<TunnelClient> {
         let gateway = &self.gateway;
-        let (mut grants, mut clients) = (Vec::new(), Vec::new());
+        let mut rows = Bulk::begin(&gateway.database, &gateway.principal).unwrap();
+        let mut clients = Vec::new();
         for number in 0..DOOMED {
             let identity = format!("doomed-{number}");
             let agent = ClientCertificate::for_identity(&identity).unwrap();
-            grants.push(Grant::new(&identity, agent.spki_der(), &self.destination));
+            let grant = Grant::new(&identity, agent.spki_der(), &self.destination);
+            rows.grant(&grant).unwrap();
             clients.push(self.connection(&agent).await);
         }
-        gateway
-            .principal
-            .grant_all(&gateway.database, &grants)
-            .unwrap();
+        rows.finish().unwrap();
         clients
     }
 }
