@@ -45,6 +45,15 @@ impl Service {
         })
     }
 
+    /// Says on stderr what the service complained about last.
+    pub(crate) fn tell_complaints(&mut self) {
+        let log = self.authz.process().log();
+        let complaints = log.lines().filter(|line| !line.contains("\"INFO\""));
+        for line in complaints.rev().take(10) {
+            eprintln!("authz-service: {line}");
+        }
+    }
+
     pub(crate) fn asked(&mut self) -> Asked {
         Asked {
             address: self.authz.grpc_addr(),

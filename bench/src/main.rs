@@ -137,19 +137,33 @@ async fn registries(
     );
     let mut small = Service::start(10_000).await?;
     let mut large = Service::start(effort.permissions).await?;
+    let measured = checks(wanted, effort, &mut small, &mut large, report).await;
+    if measured.is_err() {
+        small.tell_complaints();
+        large.tell_complaints();
+    }
+    measured
+}
+
+async fn checks(
+    wanted: &impl Fn(Part) -> bool,
+    effort: Effort,
+    small: &mut Service,
+    large: &mut Service,
+    report: &mut Report,
+) -> Result<()> {
     if wanted(Part::Warm) {
-        checks::warm::measure(&mut small, &mut large, effort, report).await?;
+        checks::warm::measure(small, large, effort, report).await?;
     }
     if wanted(Part::Mixed) {
-        checks::mixed::measure(&mut small, effort, report).await?;
+        checks::mixed::measure(small, effort, report).await?;
     }
     if wanted(Part::Misses) {
-        checks::misses::measure(&mut large, effort, report).await?;
+        checks::misses::measure(large, effort, report).await?;
     }
-    drop(small);
     if wanted(Part::Memory) {
-        memory::start(&large, effort, report).await?;
-        memory::cached(&mut large, effort, report).await?;
+        memory::start(large, effort, report).await?;
+        memory::cached(large, effort, report).await?;
     }
     Ok(())
 }
