@@ -122,6 +122,9 @@ struct FeedRow {
 }
 
 /// `xid8` has no binary form that sqlx knows, so it travels as text.
+///
+/// In the order of the index on xid: by seq alone, a planner that knows nothing of the values (the
+/// table not analyzed yet, a generic plan) walks through all changes that were ever handled.
 const SELECT_CHANGES: &str = "
 SELECT s.standby, s.xmin, s.system, s.timeline, s.pruned, s.last_is_there, c.seq, c.xid::text AS xid, c.subject_identity, c.destination,
        c.subject_public_key_spki_der, c.signing_key_id
@@ -138,7 +141,7 @@ LEFT JOIN LATERAL (
     SELECT seq, xid, subject_identity, destination, subject_public_key_spki_der, signing_key_id
     FROM registry_changes
     WHERE xid >= $1::text::xid8 AND NOT (xid = ANY ($2::text[]::xid8[]))
-    ORDER BY seq
+    ORDER BY xid, seq
     LIMIT $5
 ) c ON $6";
 

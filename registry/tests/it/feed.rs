@@ -270,6 +270,32 @@ async fn more_than_is_worth_following_is_everything() {
 }
 
 #[tokio::test]
+async fn a_read_looks_at_no_change_that_was_handled_however_many_there_are() {
+    let database = migrated().await;
+    // As after a bulk load: not analyzed yet.
+    database
+        .execute(
+            "INSERT INTO registry_changes (subject_identity, destination, subject_public_key_spki_der)
+             SELECT 'agent', 'd:443', 'spki' FROM generate_series(1, 200000)",
+        )
+        .unwrap();
+    // The very statement, with its parameters written in.
+    let source = include_str!("../../src/feed.rs");
+    let (_, statement) = source.split_once("SELECT_CHANGES: &str = \"").unwrap();
+    let (statement, _) = statement.split_once("\";").unwrap();
+    let statement = statement
+        .replace("$1", "'18446744073709551615'")
+        .replace("$2", "'{}'")
+        .replace("$3", "0")
+        .replace("$4", "'0'")
+        .replace("$5", "10001")
+        .replace("$6", "true");
+    let plan = database.query(&format!("EXPLAIN {statement}")).unwrap();
+    let (_, changes) = plan.split_once("Limit").unwrap();
+    assert!(changes.contains("Index Cond: (xid >="), "{plan}");
+}
+
+#[tokio::test]
 async fn an_older_copy_of_the_database_is_noticed() {
     let (database, mut feed) = granted().await;
     database
