@@ -8,6 +8,8 @@ pub(crate) mod warm;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use proto::admin::v1::operations_client::OperationsClient;
+use proto::admin::v1::{CacheStatsRequest, CacheStatsResponse};
 use testbed::Authz;
 use testbed::rows::Times;
 
@@ -43,6 +45,13 @@ impl Service {
             agents,
             authz,
         })
+    }
+
+    /// What the service holds in memory, and how it has done.
+    pub(crate) async fn cache(&self) -> Result<CacheStatsResponse> {
+        let address = format!("http://{}", self.authz.admin_grpc_addr());
+        let mut client = OperationsClient::connect(address).await?;
+        Ok(client.cache_stats(CacheStatsRequest {}).await?.into_inner())
     }
 
     /// Says on stderr what the service complained about last.

@@ -1,11 +1,10 @@
 //! Starting before a great many permissions, and keeping many of them in memory.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
-use testbed::{Authz, AuthzOptions, Database};
-use tokio::time::sleep;
+use testbed::{Authz, AuthzOptions};
 
 use crate::Effort;
 use crate::checks::Service;
@@ -21,9 +20,6 @@ const ENTRIES: usize = 100_000;
 
 /// Enough for them (`cache.max_bytes`); the default, 64 MiB, is not.
 const MAX_BYTES: &str = "268435456";
-
-/// So that none is read again meanwhile (`cache.max_age_ms`).
-const MAX_AGE_MS: &str = "3600000";
 
 /// From the start of the process to ready, before the registry of `large` and before an empty one.
 pub(crate) async fn start(large: &Service, effort: Effort, report: &mut Report) -> Result<()> {
@@ -71,8 +67,7 @@ pub(crate) async fn cached(large: &mut Service, effort: Effort, report: &mut Rep
     Ok(())
 }
 
-/// Asks about all of it twice: for the second time, how often the registry is asked tells how much
-/// was not in memory.
+/// Asks about all of it once.
 async fn fill(
     large: &mut Service,
     max_bytes: Option<&str>,
@@ -81,38 +76,19 @@ async fn fill(
     report: &mut Report,
 ) -> Result<()> {
     let mut options = large.registry.options();
-    options
-        .environment
-        .push(setting("CACHE__MAX_AGE_MS", MAX_AGE_MS));
     let max_bytes = max_bytes.map(|bytes| setting("CACHE__MAX_BYTES", bytes));
     options.environment.extend(max_bytes);
-    let before = lookups(large).await?;
     large.authz.start_again_with(&options)?;
     let asked = large.asked();
     let idle = usage::memory(asked.process)? / 1e6;
     load::run(asked, questions, questions.len(), 64).await?;
     let full = usage::memory(asked.process)? / 1e6;
-    load::run(asked, questions, questions.len(), 64).await?;
-    let again = lookups(large).await? - before - questions.len();
     report.measure("memory", name, "MB", vec![full], full, target);
+    let cache = large.cache().await?;
     report.note(format!(
-        "{name}: {idle:.0} MB before the first Check; asked again, {again} of {} were not there",
-        questions.len()
+        "{name}: {idle:.0} MB before the first Check; {} entries are there, {} of {} bytes by the \
+         service's count",
+        cache.known_entries, cache.known_bytes, cache.max_bytes
     ));
     Ok(())
-}
-
-/// How many permissions were looked up in the registry so far; its readers are ended first, for
-/// only then have they told all.
-async fn lookups(large: &mut Service) -> Result<usize> {
-    large.authz.process().kill();
-    let database: &Database = &large.registry.database;
-    let readers = "SELECT count(*) FROM pg_stat_activity
-        WHERE datname = current_database() AND application_name = 'agent-gateway'";
-    while database.query(readers)? != "0" {
-        sleep(Duration::from_millis(10)).await;
-    }
-    let lookups = "SELECT idx_scan FROM pg_stat_user_indexes
-        WHERE indexrelname = 'permission_registry_lookup'";
-    Ok(database.query(lookups)?.parse()?)
 }

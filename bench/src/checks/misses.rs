@@ -80,9 +80,9 @@ pub(crate) async fn measure(
         query_timeout: QUERY_TIMEOUT,
     })
     .await?;
+    let before = service.cache().await?.misses;
     let (_empty, empty) = empty_beside(ours, &unasked.questions(200)?).await?;
     query(&reader, unasked.requests(200)?, 16).await?;
-    let first = unasked.left.start;
     for concurrency in CONCURRENCY {
         let count = count(effort, concurrency) / if effort.short { 4 } else { 2 };
         let (mut rounds, mut beyond) = (Vec::new(), Rounds::default());
@@ -110,8 +110,13 @@ pub(crate) async fn measure(
         let target = (concurrency < 64).then_some(Target::AtMost(2.0));
         report.compare("checks", &name, "us", beyond, target);
     }
+    let asked = unasked.left.start;
+    let missed = service.cache().await?.misses - before;
+    ensure!(
+        missed >= asked as u64,
+        "{missed} misses where {asked} were due"
+    );
     let certificates = service.agents.permissions() / 10;
-    let asked = unasked.left.start - first;
     if asked > certificates {
         report.note(format!(
             "all-miss: {asked} keys of {certificates} certificates, so most certificates were known"
