@@ -24,7 +24,7 @@ use crate::report::{Report, Rounds, Target};
 const CONCURRENCY: [usize; 3] = [1, 16, 64];
 
 /// Warm permissions, and all that the smaller registry has.
-const WARM: usize = 10_000;
+pub(crate) const WARM: usize = 10_000;
 
 /// A service before a registry.
 pub(crate) struct Service {
@@ -115,6 +115,12 @@ fn compare(
     rounds: &[[Measured; 3]],
     target: impl Fn(&str) -> Option<Target>,
 ) {
+    let undecided: usize = rounds.iter().flatten().map(|round| round.undecided).sum();
+    if undecided > 0 {
+        report.note(format!(
+            "{name}: {undecided} Checks could not be decided in time"
+        ));
+    }
     for (figure, unit, value) in FIGURES {
         let column = |index: usize| {
             let values = rounds.iter().filter_map(|round| round.get(index));

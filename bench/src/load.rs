@@ -15,12 +15,15 @@ use http::Request;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::question::Question;
+use crate::question::{Answer, Question};
 use crate::statistics::percentile;
 use crate::usage;
 
 /// As large as Envoy's, so that no answer ever waits for a window.
 const WINDOW: u32 = 1 << 28;
+
+/// Bytes before the message in a gRPC frame.
+const FRAME_HEAD: usize = 5;
 
 /// Whom to ask.
 #[derive(Debug, Clone, Copy)]
@@ -48,6 +51,8 @@ pub(crate) struct Measured {
     pub(crate) memory: f64,
     /// Bytes of an answer, on average.
     pub(crate) answer: f64,
+    /// Checks that could not be decided.
+    pub(crate) undecided: usize,
 }
 
 /// Asks `count` questions, from the first on and round again, with `concurrency` in flight on one
@@ -85,35 +90,19 @@ async fn ask_all(
     tokio::spawn(connection);
     let next = Arc::new(AtomicUsize::new(0));
     let (cpu_before, started) = (usage::cpu(asked.process)?, Instant::now());
-    let mut workers: JoinSet<Result<(Vec<f64>, usize)>> = JoinSet::new();
+    let mut workers = JoinSet::new();
     for _ in 0..concurrency {
-        let (client, questions, next) = (client.clone(), Arc::clone(&questions), next.clone());
-        workers.spawn(async move {
-            let (mut latencies, mut bytes) = (Vec::new(), 0);
-            let mut answer = Vec::new();
-            loop {
-                let number = next.fetch_add(1, Ordering::Relaxed);
-                if number >= count {
-                    return Ok((latencies, bytes));
-                }
-                let question = questions.get(number % questions.len());
-                let question = question.context("no questions")?;
-                let sent = Instant::now();
-                ask(&client, question.frame.clone(), &mut answer).await?;
-                latencies.push(micros(sent.elapsed()));
-                bytes += answer.len();
-                match asked.empty {
-                    None => question.check(&answer)?,
-                    Some(expected) => ensure!(answer.len() == expected + 5, "a wrong length"),
-                }
-            }
-        });
+        let (client, questions) = (client.clone(), Arc::clone(&questions));
+        let numbers = next.clone();
+        let next = move || Some(numbers.fetch_add(1, Ordering::Relaxed)).filter(|n| *n < count);
+        workers.spawn(ask_in_turn(asked, client, questions, next));
     }
-    let (mut latencies, mut bytes) = (Vec::with_capacity(count), 0);
+    let mut seen = Seen::default();
     while let Some(done) = workers.join_next().await {
-        let (of_worker, received) = done??;
-        latencies.extend(of_worker);
-        bytes += received;
+        let of_worker = done??;
+        seen.latencies.extend(of_worker.latencies);
+        seen.bytes += of_worker.bytes;
+        seen.undecided += of_worker.undecided;
     }
     let took = started.elapsed();
     let cpu = usage::cpu(asked.process)?.saturating_sub(cpu_before);
@@ -121,12 +110,45 @@ async fn ask_all(
     Ok(Measured {
         cpu: micros(cpu) / checks,
         rate: checks / took.as_secs_f64(),
-        p50: percentile(&latencies, 0.5),
-        p99: percentile(&latencies, 0.99),
-        p999: percentile(&latencies, 0.999),
+        p50: percentile(&seen.latencies, 0.5),
+        p99: percentile(&seen.latencies, 0.99),
+        p999: percentile(&seen.latencies, 0.999),
         memory: usage::memory(asked.process)? / 1e6,
-        answer: f64::from(u32::try_from(bytes)?) / checks - 5.0,
+        answer: f64::from(u32::try_from(seen.bytes)?) / checks,
+        undecided: seen.undecided,
     })
+}
+
+/// What one of those who ask has seen.
+#[derive(Debug, Default)]
+struct Seen {
+    latencies: Vec<f64>,
+    bytes: usize,
+    undecided: usize,
+}
+
+async fn ask_in_turn(
+    asked: Asked,
+    client: SendRequest<Bytes>,
+    questions: Arc<[Question]>,
+    next: impl Fn() -> Option<usize>,
+) -> Result<Seen> {
+    let (mut seen, mut answer) = (Seen::default(), Vec::new());
+    while let Some(number) = next() {
+        let question = questions.get(number % questions.len());
+        let question = question.context("no questions")?;
+        let sent = Instant::now();
+        ask(&client, question.frame.clone(), &mut answer).await?;
+        seen.latencies.push(micros(sent.elapsed()));
+        let length = answer.len().saturating_sub(FRAME_HEAD);
+        seen.bytes += length;
+        match asked.empty {
+            Some(expected) => ensure!(length == expected, "{length} bytes, not {expected}"),
+            None if question.check(&answer)? == Answer::Undecided => seen.undecided += 1,
+            None => {}
+        }
+    }
+    Ok(seen)
 }
 
 /// One call; `answer` is the frame that came back.

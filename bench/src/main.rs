@@ -112,76 +112,80 @@ async fn main() -> Result<()> {
     measured
 }
 
+/// Goes on with the other parts where one fails.
 async fn measure(parts: &[Part], effort: Effort, report: &mut Report) -> Result<()> {
     let wanted = |part| parts.is_empty() || parts.contains(&part);
     let any = |parts: &[Part]| parts.iter().copied().any(wanted);
+    let mut failed = None;
     if any(&[Part::Warm, Part::Mixed, Part::Misses, Part::Memory]) {
-        registries(&wanted, effort, report).await?;
+        report.note(
+            "checks: the service as shipped, its log (info) into a file; every answer was \
+             compared (allowed by this permission, or denied for this reason)"
+                .to_owned(),
+        );
+        let (mut small, mut large) = registries(effort).await?;
+        for part in [Part::Warm, Part::Mixed, Part::Misses, Part::Memory] {
+            if wanted(part) {
+                let done = of_checks(part, effort, &mut small, &mut large, report).await;
+                failed = failed.or(done.err());
+            }
+        }
+        if failed.is_some() {
+            small.tell_complaints();
+            large.tell_complaints();
+        }
     }
-    if any(&[Part::Tunnels, Part::Revocation]) {
-        lanes(&wanted, effort, report).await?;
+    if any(&[Part::Revocation, Part::Tunnels]) {
+        let far_end = FarEnd::start().await?;
+        let mut gateway = Gateway::start(far_end.address()).await?;
+        // Revocation first, while the service has held no tunnel.
+        for part in [Part::Revocation, Part::Tunnels] {
+            if wanted(part) {
+                let done = of_tunnels(part, effort, &far_end, &mut gateway, report).await;
+                failed = failed.or(done.err());
+            }
+        }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
-/// What needs registries full of permissions.
-async fn registries(
-    wanted: &impl Fn(Part) -> bool,
-    effort: Effort,
-    report: &mut Report,
-) -> Result<()> {
-    report.note(
-        "checks: the service as shipped, its log (info) into a file; every answer was compared \
-         (allowed by this permission, or denied for this reason)"
-            .to_owned(),
-    );
-    let mut small = Service::start(10_000).await?;
-    let mut large = Service::start(effort.permissions).await?;
-    let measured = checks(wanted, effort, &mut small, &mut large, report).await;
-    if measured.is_err() {
-        small.tell_complaints();
-        large.tell_complaints();
-    }
-    measured
+/// Services before a registry with as many permissions as are asked about, and one with many more.
+async fn registries(effort: Effort) -> Result<(Service, Service)> {
+    let small = Service::start(checks::WARM).await?;
+    Ok((small, Service::start(effort.permissions).await?))
 }
 
-async fn checks(
-    wanted: &impl Fn(Part) -> bool,
+async fn of_checks(
+    part: Part,
     effort: Effort,
     small: &mut Service,
     large: &mut Service,
     report: &mut Report,
 ) -> Result<()> {
-    if wanted(Part::Warm) {
-        checks::warm::measure(small, large, effort, report).await?;
+    match part {
+        Part::Warm => checks::warm::measure(small, large, effort, report).await,
+        Part::Mixed => checks::mixed::measure(small, effort, report).await,
+        Part::Misses => checks::misses::measure(large, effort, report).await,
+        _ => {
+            memory::start(large, effort, report).await?;
+            memory::cached(large, effort, report).await
+        }
     }
-    if wanted(Part::Mixed) {
-        checks::mixed::measure(small, effort, report).await?;
-    }
-    if wanted(Part::Misses) {
-        checks::misses::measure(large, effort, report).await?;
-    }
-    if wanted(Part::Memory) {
-        memory::start(large, effort, report).await?;
-        memory::cached(large, effort, report).await?;
-    }
-    Ok(())
 }
 
-/// What needs sidecars and Envoys.
-async fn lanes(wanted: &impl Fn(Part) -> bool, effort: Effort, report: &mut Report) -> Result<()> {
-    let far_end = FarEnd::start().await?;
-    let mut gateway = Gateway::start(far_end.address()).await?;
-    if wanted(Part::Revocation) {
-        // First, while the service has held no tunnel.
-        tunnels::revoked::cut(&mut gateway, effort, report).await?;
-        tunnels::revoked::refused(&gateway, effort, report).await?;
+async fn of_tunnels(
+    part: Part,
+    effort: Effort,
+    far_end: &FarEnd,
+    gateway: &mut Gateway,
+    report: &mut Report,
+) -> Result<()> {
+    if part == Part::Revocation {
+        tunnels::revoked::cut(gateway, effort, report).await?;
+        return tunnels::revoked::refused(gateway, effort, report).await;
     }
-    if wanted(Part::Tunnels) {
-        let (with, without) = (&gateway.lane, Lane::unauthorized(far_end.address()).await?);
-        tunnels::set_ups(with, &without, effort, report).await?;
-        tunnels::throughput::measure(&far_end, with, &without, effort, report).await?;
-        tunnels::throughput::stalled(&far_end, with, effort, report).await?;
-    }
-    Ok(())
+    let (with, without) = (&gateway.lane, Lane::unauthorized(far_end.address()).await?);
+    tunnels::set_ups(with, &without, effort, report).await?;
+    tunnels::throughput::measure(far_end, with, &without, effort, report).await?;
+    tunnels::throughput::stalled(far_end, with, effort, report).await
 }

@@ -40,6 +40,13 @@ pub(crate) enum Verdict<'a> {
     Deny(&'a str),
 }
 
+/// What came of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Right,
+    Undecided,
+}
+
 impl Question {
     /// Asks for `destination` on a connection with `certificate` (PEM, as Envoy encodes it).
     pub(crate) fn new(certificate: &str, destination: &str, verdict: Verdict<'_>) -> Self {
@@ -53,20 +60,28 @@ impl Question {
         }
     }
 
-    /// Whether `frame` is the answer that is due.
-    pub(crate) fn check(&self, frame: &[u8]) -> Result<()> {
+    /// Whether `frame` is the answer that is due, or says that nothing could be decided (on a busy
+    /// machine a lookup may not end in time); anything else is an error.
+    pub(crate) fn check(&self, frame: &[u8]) -> Result<Answer> {
         let message = frame.get(5..).context("not a gRPC frame")?;
+        if self.expected.holds(message) {
+            return Ok(Answer::Right);
+        }
+        let undecided = Expected::new(Verdict::Deny("registry_unavailable"));
         ensure!(
-            message.starts_with(&self.expected.status)
-                && self.expected.field.find(message).is_some(),
+            undecided.holds(message),
             "a wrong decision: {:?}",
             CheckResponse::decode(message)
         );
-        Ok(())
+        Ok(Answer::Undecided)
     }
 }
 
 impl Expected {
+    fn holds(&self, message: &[u8]) -> bool {
+        message.starts_with(&self.status) && self.field.find(message).is_some()
+    }
+
     fn new(verdict: Verdict<'_>) -> Self {
         let (key, value, status) = match verdict {
             Verdict::Allow(id) => ("permission_id", id, rpc::Status::default()),
@@ -173,7 +188,7 @@ mod tests {
     fn only_an_allow_by_the_right_permission_is_right() {
         let question = Question::new("", "a.test:443", Verdict::Allow("p-1"));
         let allowed = |id| answer(rpc::Status::default(), "permission_id", id);
-        assert!(question.check(&allowed("p-1")).is_ok());
+        assert_eq!(question.check(&allowed("p-1")).unwrap(), Answer::Right);
         assert!(question.check(&allowed("p-10")).is_err());
         assert!(question.check(&allowed("p-2")).is_err());
         let refused = answer(denied("no_permission"), "permission_id", "p-1");
@@ -185,7 +200,10 @@ mod tests {
     fn only_a_deny_for_the_right_reason_is_right() {
         let question = Question::new("", "a.test:443", Verdict::Deny("permission_revoked"));
         let refused = |reason| answer(denied(reason), "reason", reason);
-        assert!(question.check(&refused("permission_revoked")).is_ok());
+        let right = question.check(&refused("permission_revoked")).unwrap();
+        assert_eq!(right, Answer::Right);
+        let undecided = question.check(&refused("registry_unavailable")).unwrap();
+        assert_eq!(undecided, Answer::Undecided);
         assert!(question.check(&refused("permission_expired")).is_err());
         let allowed = answer(rpc::Status::default(), "reason", "permission_revoked");
         assert!(question.check(&allowed).is_err());
