@@ -18,7 +18,7 @@ pub struct FollowOptions {
 }
 
 /// Wake-ups closer together than this share a read.
-const READ_SPACING: Duration = Duration::from_millis(5);
+const READ_SPACING: Duration = Duration::from_millis(1);
 /// How often what every reader has seen is forgotten.
 const PRUNE_INTERVAL: Duration = Duration::from_mins(1);
 /// How soon there is the next part of it: each takes a moment, and the feed isn't read meanwhile.
