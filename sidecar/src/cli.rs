@@ -48,6 +48,10 @@ pub enum Command {
     Init(InitArgs),
     /// Run the local proxy until SIGINT or SIGTERM
     ///
+    /// The proxy serves only those who know a token, made anew at each start. `exec` gives it to
+    /// its command; for other clients the file proxy.url in the state folder holds the proxy's URL
+    /// with the token in it.
+    ///
     /// Known limit: Envoy 1.40 ends a tunnel with a reset when its destination ends first. What
     /// does not fit into 512 KiB that the client has yet to read can then be lost; the client sees
     /// a reset connection, never a complete answer.
@@ -109,9 +113,13 @@ pub struct RunArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it as help")]
     pub state: StateArgs,
-    /// Where the local proxy listens; anyone who can reach it acts as the agent
+    /// Where the local proxy listens
     #[arg(long, env = "AGENT_GATEWAY_LISTEN", default_value = "127.0.0.1:3128")]
     pub listen: SocketAddr,
+    /// Serve every process that reaches the proxy, not only those that know its token: each of
+    /// them then acts as the agent. Only on loopback
+    #[arg(long, env = "AGENT_GATEWAY_OPEN_TO_ALL")]
+    pub open_to_all: bool,
     /// Name that the gateway's certificate must hold, if not that of --gateway
     #[arg(long, env = "AGENT_GATEWAY_SERVER_NAME", value_name = "NAME", value_parser = server_name)]
     pub server_name: Option<ServerName<'static>>,

@@ -1,7 +1,6 @@
 //! `exec`: runs a command whose HTTP clients go through the running sidecar.
 
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
@@ -60,8 +59,8 @@ pub fn run(args: &ExecArgs) -> Result<(), Failure> {
 
 fn become_command(args: &ExecArgs) -> ExecError {
     let dir = StateDir::new(&args.state.dir);
-    let address = match dir.running() {
-        Ok(Some(address)) => reachable(address),
+    let entrance = match dir.running() {
+        Ok(Some(entrance)) => entrance,
         Ok(None) => return ExecError::NotRunning(dir.path().to_owned()),
         Err(error) => return error.into(),
     };
@@ -70,7 +69,7 @@ fn become_command(args: &ExecArgs) -> ExecError {
     let program = words.next().cloned().unwrap_or_default();
     let mut command = Command::new(&program);
     command.args(words);
-    let proxy = format!("http://{address}");
+    let proxy = entrance.url();
     for name in PROXY_VARIABLES {
         command.env(name, &proxy);
     }
@@ -82,14 +81,4 @@ fn become_command(args: &ExecArgs) -> ExecError {
         program: program.to_string_lossy().into_owned(),
         source,
     }
-}
-
-/// A proxy that listens on every address is reached on loopback.
-fn reachable(listening: SocketAddr) -> SocketAddr {
-    let ip = match listening.ip() {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    };
-    SocketAddr::new(ip, listening.port())
 }

@@ -163,7 +163,13 @@ impl From<RunError> for Failure {
                 ErrorKind::PermissionDenied => (Exit::NoPermission, "choose a port above 1023"),
                 _ => (Exit::Unavailable, "choose another --listen address"),
             },
-            RunError::Tls(_) | RunError::Runtime(_) => (Exit::Unavailable, ""),
+            RunError::OpenToNetwork(_) => (
+                Exit::Usage,
+                "leave --open-to-all away, or let --listen be a loopback address",
+            ),
+            RunError::Tls(_) | RunError::NoRandomness | RunError::Runtime(_) => {
+                (Exit::Unavailable, "")
+            }
             RunError::LogFilter(_) => (Exit::Usage, "set RUST_LOG to something like info"),
             RunError::Exporter(_) => (
                 Exit::Usage,

@@ -9,6 +9,7 @@
 pub mod certificate;
 pub mod cli;
 pub mod credential;
+pub mod entrance;
 pub mod exec;
 pub mod failure;
 pub mod gateway;

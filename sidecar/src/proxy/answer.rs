@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use h2::Reason;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, PROXY_AUTHENTICATE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use serde_json::json;
@@ -27,6 +27,7 @@ const HANDED_ON: [HeaderName; 5] = [
 /// A refusal by the sidecar itself.
 #[derive(Debug)]
 pub(super) enum Local {
+    NoToken,
     NotConnect,
     NoAuthority,
     TooManyTunnels,
@@ -58,6 +59,7 @@ fn hand_on(names: &[HeaderName], from: &HeaderMap, to: &mut Response<Body>) {
 /// The sidecar's own answer: JSON of the same shape as the service's.
 pub(super) fn local(refusal: &Local) -> Response<Body> {
     let error = match refusal {
+        Local::NoToken => "proxy authentication required".to_owned(),
         Local::NotConnect => "method not allowed".to_owned(),
         Local::NoAuthority => "the target is not HOST:PORT".to_owned(),
         Local::TooManyTunnels => "too many tunnels are open".to_owned(),
@@ -68,17 +70,30 @@ pub(super) fn local(refusal: &Local) -> Response<Body> {
     let mut response = closing(status, Bytes::from(format!("{body}\n")));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if matches!(refusal, Local::NotConnect) {
-        headers.insert(ALLOW, HeaderValue::from_static("CONNECT"));
+    if let Some((name, value)) = match refusal {
+        Local::NoToken => Some((PROXY_AUTHENTICATE, CHALLENGE)),
+        Local::NotConnect => Some((ALLOW, "CONNECT")),
+        Local::NoAuthority | Local::TooManyTunnels | Local::NotOpened(_) => None,
+    } {
+        headers.insert(name, HeaderValue::from_static(value));
     }
     response
 }
+
+/// RFC 7617.
+const CHALLENGE: &str = r#"Basic realm="agent-gateway-sidecar", charset="UTF-8""#;
 
 const DOWN: &str = "the gateway is down or out of reach; try again later, another route won't work";
 
 /// Status, stable reason code, and what to do.
 fn explain(refusal: &Local) -> (StatusCode, &'static str, &'static str) {
     match refusal {
+        Local::NoToken => (
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+            "proxy_authentication_required",
+            "run the command by `agent-gateway-sidecar exec`, or give it the URL that is in \
+             proxy.url in the sidecar's state folder",
+        ),
         Local::NotConnect => (
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",

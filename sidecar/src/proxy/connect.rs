@@ -32,6 +32,12 @@ impl Proxy {
         request: Request<Incoming>,
         connection: ConnectionPermit,
     ) -> Response<Body> {
+        if let Some(token) = &self.0.token
+            && !token.is_in(request.headers())
+        {
+            tracing::info!("refused: the client does not know the token");
+            return answer::local(&Local::NoToken);
+        }
         if request.method() != Method::CONNECT {
             return answer::local(&Local::NotConnect);
         }

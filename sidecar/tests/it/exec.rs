@@ -21,7 +21,7 @@ fn exec(agent: &Agent, command: &[&str]) -> Output {
 #[tokio::test(flavor = "multi_thread")]
 async fn command_gets_the_proxy_and_no_way_around_it() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
-    let sidecar = agent.run(&gateway);
+    let _sidecar = agent.run(&gateway);
     let done = exec(&agent, &["env"]);
     assert!(done.status.success(), "{done:?}");
     let variables = String::from_utf8(done.stdout).unwrap();
@@ -36,14 +36,14 @@ async fn command_gets_the_proxy_and_no_way_around_it() {
         })
         .collect();
     proxies.sort_unstable();
-    let url = format!("http://{}", sidecar.address);
+    let url = agent.read("proxy.url");
     let expected = ["ALL", "HTTPS", "HTTP", "all", "https", "http"].map(|name| {
         let suffix = if name.chars().all(char::is_uppercase) {
             "_PROXY"
         } else {
             "_proxy"
         };
-        format!("{name}{suffix}={url}")
+        format!("{name}{suffix}={}", url.trim_end())
     });
     let mut expected = expected.to_vec();
     expected.sort_unstable();
@@ -84,10 +84,10 @@ async fn nothing_is_run_without_a_sidecar() {
     assert_not_run();
     let mut sidecar = agent.run(&gateway);
     assert!(exec(&agent, &["true"]).status.success());
-    // Killed, it leaves its address behind, which may be anybody's now.
+    // Killed, it leaves its URL behind, which may be anybody's now.
     sidecar.process.signal(Signal::KILL).unwrap();
     sidecar.process.wait(testbed::process::PATIENCE).unwrap();
-    assert!(agent.file("proxy.addr").exists());
+    assert!(agent.file("proxy.url").exists());
     assert_not_run();
 }
 

@@ -17,5 +17,6 @@ mod lifecycle;
 mod local_clients;
 mod outages;
 mod refusals;
+mod token;
 mod trace;
 mod tunnels;
