@@ -45,6 +45,11 @@ impl Token {
         Self(random)
     }
 
+    /// The credentials of a client that knows it.
+    pub(crate) fn basic(&self) -> String {
+        format!("Basic {}", BASE64_STANDARD.encode(self.user_and_password()))
+    }
+
     fn user_and_password(&self) -> String {
         format!("{USER}:{}", hex::encode(self.0))
     }
@@ -73,15 +78,19 @@ impl fmt::Debug for Token {
 }
 
 impl Entrance {
-    /// For `HTTPS_PROXY` and its like. A proxy that listens on every address is reached on
-    /// loopback. Not by `Display`, which would end up in a log.
-    pub fn url(&self) -> String {
+    /// A proxy that listens on every address is reached on loopback.
+    pub(crate) fn reachable(&self) -> SocketAddr {
         let ip = match self.address.ip() {
             IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
             IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
             ip => ip,
         };
-        let address = SocketAddr::new(ip, self.address.port());
+        SocketAddr::new(ip, self.address.port())
+    }
+
+    /// For `HTTPS_PROXY` and its like. Not by `Display`, which would end up in a log.
+    pub fn url(&self) -> String {
+        let address = self.reachable();
         match &self.token {
             Some(token) => format!("http://{}@{address}", token.user_and_password()),
             None => format!("http://{address}"),

@@ -150,12 +150,16 @@ fn token(args: &RunArgs) -> Result<Option<Token>, RunError> {
             Err(RunError::OpenToNetwork(args.listen))
         };
     }
+    new_token().map(Some)
+}
+
+pub(crate) fn new_token() -> Result<Token, RunError> {
     let mut random = [0; 32];
     rustls::crypto::ring::default_provider()
         .secure_random
         .fill(&mut random)
         .map_err(|_| RunError::NoRandomness)?;
-    Ok(Some(Token::new(random)))
+    Ok(Token::new(random))
 }
 
 fn announce(
@@ -180,7 +184,7 @@ fn announce(
     Ok(())
 }
 
-fn load(dir: &StateDir) -> Result<State, RunError> {
+pub(crate) fn load(dir: &StateDir) -> Result<State, RunError> {
     dir.load()?
         .ok_or_else(|| RunError::NoState(dir.path().to_owned()))
 }
@@ -198,7 +202,7 @@ fn open_credential(state: &State) -> Result<Credential, RunError> {
 }
 
 /// The certificates in a PEM file; each must be one that can vouch.
-fn authorities(path: &Path) -> Result<RootCertStore, RunError> {
+pub(crate) fn authorities(path: &Path) -> Result<RootCertStore, RunError> {
     let unusable = || RunError::NoAuthority(path.to_owned());
     let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
     let certificates: Vec<CertificateDer<'_>> = certificates.map_err(|error| match error {

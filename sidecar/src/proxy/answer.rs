@@ -8,6 +8,7 @@ use http_body_util::Full;
 use serde_json::json;
 
 use crate::gateway::{ConnectError, OpenError, Refusal};
+use crate::status::Live;
 
 pub(super) type Body = Full<Bytes>;
 
@@ -54,6 +55,15 @@ fn hand_on(names: &[HeaderName], from: &HeaderMap, to: &mut Response<Body>) {
             to.headers_mut().append(name.clone(), value.clone());
         }
     }
+}
+
+/// How the sidecar is doing.
+pub(super) fn status(live: &Live) -> Response<Body> {
+    let body = json!(live);
+    let mut response = closing(StatusCode::OK, Bytes::from(format!("{body}\n")));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
 }
 
 /// The sidecar's own answer: JSON of the same shape as the service's.
