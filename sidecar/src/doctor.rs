@@ -50,7 +50,7 @@ pub enum DoctorError {
 /// One thing that was looked at.
 #[derive(Debug, Serialize)]
 struct Check {
-    check: &'static str,
+    name: &'static str,
     verdict: Verdict,
     detail: String,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -90,7 +90,7 @@ impl Findings {
 
     fn add(&mut self, check: &'static str, verdict: Verdict, detail: String, hint: String) {
         self.0.push(Check {
-            check,
+            name: check,
             verdict,
             detail,
             hint,
@@ -130,37 +130,11 @@ async fn examine(args: &DoctorArgs, findings: &mut Findings) -> Result<(), Docto
     let identity = state.leaf.identity.as_str().escape_debug();
     findings.ok("state", format!("{identity} in {}", dir.path().display()));
     clock(&state, SystemTime::now(), findings);
-    let entrance = match running {
-        Some(entrance) => {
-            let running = entrance.clone();
-            let live = tokio::task::block_in_place(|| status::ask(&running));
-            sidecar(&entrance, live, findings);
-            Some(entrance)
-        }
-        None => {
-            let Some(ca) = args.ca.as_ref().filter(|_| !args.gateways.is_empty()) else {
-                return Err(DoctorError::NoGateway(dir.path().to_owned()));
-            };
-            let credential = open_key(&state, findings);
-            match (credential, authorities(ca)) {
-                (Some(credential), Ok(authorities)) => {
-                    let gateways = args.gateways.clone();
-                    let name = args.server_name.as_ref();
-                    match Connector::new(gateways, name, authorities, credential) {
-                        Ok(connector) => reach(connector, findings).await,
-                        Err(error) => {
-                            findings.failed_as("tls", RunError::Tls(error));
-                            None
-                        }
-                    }
-                }
-                (_, Err(error)) => {
-                    findings.failed_as("ca", error);
-                    None
-                }
-                (None, Ok(_)) => None,
-            }
-        }
+    let entrance = if let Some(entrance) = running {
+        ask_sidecar(&entrance, findings);
+        Some(entrance)
+    } else {
+        try_everything(args, &dir, &state, findings).await?
     };
     let Some(destination) = &args.destination else {
         findings.skipped("connect", "no --destination was given");
@@ -171,6 +145,37 @@ async fn examine(args: &DoctorArgs, findings: &mut Findings) -> Result<(), Docto
         None => findings.skipped("connect", "there is no way to the gateway"),
     }
     Ok(())
+}
+
+/// What `run` would do; the way to the gateway, if there is one.
+async fn try_everything(
+    args: &DoctorArgs,
+    dir: &StateDir,
+    state: &State,
+    findings: &mut Findings,
+) -> Result<Option<Entrance>, DoctorError> {
+    let Some(ca) = args.ca.as_ref().filter(|_| !args.gateways.is_empty()) else {
+        return Err(DoctorError::NoGateway(dir.path().to_owned()));
+    };
+    let credential = open_key(state, findings);
+    let authorities = match authorities(ca) {
+        Ok(authorities) => authorities,
+        Err(error) => {
+            findings.failed_as("ca", error);
+            return Ok(None);
+        }
+    };
+    let Some(credential) = credential else {
+        return Ok(None);
+    };
+    let (gateways, name) = (args.gateways.clone(), args.server_name.as_ref());
+    match Connector::new(gateways, name, authorities, credential) {
+        Ok(connector) => Ok(reach(connector, findings).await),
+        Err(error) => {
+            findings.failed_as("gateway", RunError::Tls(error));
+            Ok(None)
+        }
+    }
 }
 
 /// Nobody at the gateway asks for the certificate's dates, but a clock that is before them is wrong,
@@ -226,7 +231,8 @@ fn open_key(state: &State, findings: &mut Findings) -> Option<Credential> {
 }
 
 /// What the sidecar that runs says of its way to the gateway.
-fn sidecar(entrance: &Entrance, live: std::io::Result<status::Live>, findings: &mut Findings) {
+fn ask_sidecar(entrance: &Entrance, findings: &mut Findings) {
+    let live = tokio::task::block_in_place(|| status::ask(entrance));
     let live = match live {
         Ok(live) => live,
         Err(error) => {
@@ -342,7 +348,7 @@ fn print(checks: &[Check], as_json: bool) {
             Verdict::Failed => "FAILED",
             Verdict::Skipped => "skipped",
         };
-        println!("{verdict:<8} {:<8} {}", check.check, check.detail);
+        println!("{verdict:<8} {:<8} {}", check.name, check.detail);
         if !check.hint.is_empty() {
             println!("{:<17} hint: {}", "", check.hint);
         }

@@ -32,7 +32,7 @@ fn verdicts(output: &Output) -> (Vec<(String, String)>, String, String) {
     (
         checks
             .iter()
-            .map(|check| (text(check, "check"), text(check, "verdict")))
+            .map(|check| (text(check, "name"), text(check, "verdict")))
             .collect(),
         text(last, "detail"),
         text(last, "hint"),
