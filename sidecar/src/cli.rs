@@ -148,6 +148,11 @@ pub struct ExecArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it as help")]
     pub state: StateArgs,
+    /// PEM file with the authorities that the command's clients are to trust: sets CURL_CA_BUNDLE,
+    /// SSL_CERT_FILE and NODE_EXTRA_CA_CERTS. Only the last adds to what a client trusts by itself;
+    /// the others replace it
+    #[arg(long, value_name = "FILE")]
+    pub ca_bundle: Option<PathBuf>,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,

@@ -2,7 +2,11 @@
 
 use std::io::{self, ErrorKind};
 use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::{self, PemObject as _};
 
 use crate::cli::ExecArgs;
 use crate::failure::Failure;
@@ -19,6 +23,9 @@ const PROXY_VARIABLES: [&str; 6] = [
     "all_proxy",
 ];
 
+/// Where curl, OpenSSL's users and Node look for authorities.
+const CA_VARIABLES: [&str; 3] = ["CURL_CA_BUNDLE", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"];
+
 /// Lists of hosts that clients reach without the proxy.
 const BYPASS_VARIABLES: [&str; 2] = ["NO_PROXY", "no_proxy"];
 
@@ -30,7 +37,15 @@ pub enum ExecError {
     State(#[from] StateError),
     /// There is no proxy that the command could use.
     #[error("no sidecar runs for {0}")]
-    NotRunning(std::path::PathBuf),
+    NotRunning(PathBuf),
+    /// The authorities that the command should trust are none.
+    #[error("{path} holds no certificates: {source}")]
+    CaBundle {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: pem::Error,
+    },
     /// The command can't be started.
     #[error("can't run {program}: {source}")]
     Start {
@@ -58,6 +73,10 @@ pub fn run(args: &ExecArgs) -> Result<(), Failure> {
 }
 
 fn become_command(args: &ExecArgs) -> ExecError {
+    let ca_bundle = match args.ca_bundle.as_deref().map(ca_bundle).transpose() {
+        Ok(path) => path,
+        Err(error) => return error,
+    };
     let dir = StateDir::new(&args.state.dir);
     let entrance = match dir.running() {
         Ok(Some(entrance)) => entrance,
@@ -76,9 +95,30 @@ fn become_command(args: &ExecArgs) -> ExecError {
     for name in BYPASS_VARIABLES {
         command.env_remove(name);
     }
+    for name in CA_VARIABLES {
+        // Left as they are, unless asked for.
+        if let Some(path) = &ca_bundle {
+            command.env(name, path);
+        }
+    }
     let source = command.exec();
     ExecError::Start {
         program: program.to_string_lossy().into_owned(),
         source,
     }
+}
+
+/// The file, wherever the command may go; a client that finds nothing in it would say so less
+/// clearly, or trust others.
+fn ca_bundle(path: &Path) -> Result<PathBuf, ExecError> {
+    let unusable = |source| ExecError::CaBundle {
+        path: path.to_owned(),
+        source,
+    };
+    let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    let certificates: Vec<CertificateDer<'_>> = certificates.map_err(unusable)?;
+    if certificates.is_empty() {
+        return Err(unusable(pem::Error::NoItemsFound));
+    }
+    std::path::absolute(path).map_err(|error| unusable(pem::Error::Io(error)))
 }

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 
+use rustls::pki_types::pem;
 use tpm::{SignError, TpmError};
 
 use crate::certificate::IssueError;
@@ -84,6 +85,7 @@ pub fn report_usage(error: &clap::Error) -> ExitCode {
 }
 
 const RUN_INIT: &str = "make it with `agent-gateway-sidecar init --identity NAME --state DIR`";
+const CA_BUNDLE: &str = "give certificates in PEM as --ca-bundle";
 const START: &str =
     "start it with `agent-gateway-sidecar run --gateway HOST:PORT --ca FILE --state DIR`";
 const TPM_DOWN: &str = "check that the TPM runs and that --tcti names it";
@@ -206,6 +208,10 @@ impl From<ExecError> for Failure {
                 };
             }
             ExecError::State(error) => state_exit(error),
+            ExecError::CaBundle { source, .. } => match source {
+                pem::Error::Io(source) => read_exit(source, CA_BUNDLE),
+                _ => (Exit::Data, CA_BUNDLE),
+            },
             ExecError::NotRunning(_) => (Exit::Unavailable, START),
         };
         Failure::new(exit, &error, hint)

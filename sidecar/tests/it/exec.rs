@@ -98,3 +98,68 @@ fn missing_state_is_missing_input() {
     assert_eq!(code, 66);
     assert!(told.contains("\nhint: make it with"), "{told}");
 }
+
+const CA_VARIABLES: [&str; 3] = ["CURL_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "SSL_CERT_FILE"];
+
+/// Of the variables that name authorities, those that the command sees.
+fn ca_variables(agent: &Agent, options: &[&str]) -> Vec<String> {
+    let mut command = agent.command(&["exec"]);
+    command.args(options).args(["--", "env"]);
+    for name in CA_VARIABLES {
+        command.env_remove(name);
+    }
+    let done = command.env("SSL_CERT_FILE", "/mine").output().unwrap();
+    assert!(done.status.success(), "{done:?}");
+    let variables = String::from_utf8(done.stdout).unwrap();
+    let named = |line: &&str| CA_VARIABLES.iter().any(|name| line.starts_with(name));
+    let mut found: Vec<String> = variables.lines().filter(named).map(str::to_owned).collect();
+    found.sort_unstable();
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn authorities_are_the_commands_only_if_asked_for() {
+    let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
+    let _sidecar = agent.run(&gateway);
+    assert_eq!(ca_variables(&agent, &[]), ["SSL_CERT_FILE=/mine"]);
+    let file = gateway.pki.ca_file().display().to_string();
+    assert_eq!(
+        ca_variables(&agent, &["--ca-bundle", &file]),
+        CA_VARIABLES.map(|name| format!("{name}={file}"))
+    );
+
+    let empty = agent.file("empty.pem");
+    std::fs::write(&empty, "nothing").unwrap();
+    for (file, expected) in [("/no/such/file", 66), (empty.to_str().unwrap(), 65)] {
+        let (code, told) = failure(&agent.cli(&["exec", "--ca-bundle", file, "--", "true"]));
+        assert_eq!(code, expected, "{told}");
+        assert!(
+            told.starts_with(&format!("error: {file} holds no certificates")),
+            "{told}"
+        );
+        assert!(told.contains("\nhint: give certificates in PEM"), "{told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn signals_reach_the_command_and_its_end_by_one_is_told() {
+    let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
+    let _sidecar = agent.run(&gateway);
+    for (signal, expected) in [(Signal::TERM, Some(143)), (Signal::INT, Some(130))] {
+        let mut command = agent.command(&["exec", "--"]);
+        command.args([
+            "sh",
+            "-c",
+            "trap 'exit 143' TERM; trap 'exit 130' INT; echo ready; while :; do sleep 0.05; done",
+        ]);
+        let mut process = testbed::Process::start("exec", &command).unwrap();
+        process.wait_for_log("ready").unwrap();
+        assert_eq!(process.stop_by(signal).unwrap().code(), expected);
+    }
+    // Untrapped, it ends as the command does: a shell makes 128 + 15 of it.
+    let killed = exec(&agent, &["sh", "-c", "kill -TERM $$"]);
+    assert_eq!(
+        std::os::unix::process::ExitStatusExt::signal(&killed.status),
+        Some(15)
+    );
+}
