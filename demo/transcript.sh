@@ -47,11 +47,16 @@ fetch() {
         return
     fi
     # curl shows no body of a proxy's answer. The bare CONNECT that it sent before does: an agent
-    # with another client sees the same.
+    # with another client sees the same. What the proxy's URL holds before @ is its token, which
+    # must not be among anybody's arguments.
     local url=${2#https://}
     # shellcheck disable=SC2016
-    as_agent "$1" sh -c 'exec curl -q -sS --noproxy "*" --max-time 20 -o run/refusal \
-        -X CONNECT --request-target "$0" "$HTTPS_PROXY"' "${url%%/*}" 2>run/connect.err || true
+    as_agent "$1" sh -c 'user=${HTTPS_PROXY#http://}
+        printf "header = \"Proxy-Authorization: Basic %s\"\n" \
+            "$(printf %s "${user%@*}" | base64 -w 0)" |
+        curl -q -sS --noproxy "*" --max-time 20 -o run/refusal -K - \
+            -X CONNECT --request-target "$0" "http://${user#*@}"' "${url%%/*}" \
+        2>run/connect.err || true
     seen="tunnel $tunnel, $(jq -r '.reason // "no reason"' run/refusal 2>/dev/null || cat run/curl.err)"
     [ ! -s run/refusal ] || echo "   $(<run/refusal)"
 }
@@ -76,24 +81,31 @@ transcript() {
     [ "$(cat run/page 2>&1)" = '{"service":"docstore","status":"ok"}' ] || seen="$seen, not docstore's"
     verdict "$docstore, granted" "tunnel 200, page 200" "$seen"
 
-    try "3. Nobody signed $messaging for it."
+    try "3. Another process of its machine finds the sidecar's port, but has no token for it."
+    show "curl --proxy http://127.0.0.1:$proxy_port $page"
+    seen="tunnel $(curl -q -sS --noproxy '' --proxy "http://127.0.0.1:$proxy_port" --max-time 20 \
+        --cacert certs/mock-ca.pem -o /dev/null -w '%{http_connect}' "$page" 2>run/curl.err)" || true
+    echo "   $(head -n 1 run/curl.err)"
+    verdict "$docstore, without the token" "tunnel 407" "$seen"
+
+    try "4. Nobody signed $messaging for it."
     show "$curl https://$messaging/health"
     fetch agent-alpha "https://$messaging/health"
     verdict "$messaging, not granted" "tunnel 403, no_permission" "$seen"
 
-    try "4. A stranger calls itself agent-alpha too, but its TPM holds another key."
+    try "5. A stranger calls itself agent-alpha too, but its TPM holds another key."
     show "$curl $page    # the stranger's sidecar"
     fetch stranger "$page"
     verdict "$docstore, stranger's key" "tunnel 403, no_permission" "$seen"
 
-    try "5. org-alice takes the permission back."
+    try "6. org-alice takes the permission back."
     show "agent-gateway-registry revoke --identity agent-alpha --destination $docstore"
     registry revoke --identity agent-alpha --destination "$docstore"
     show "$curl $page"
     fetch agent-alpha "$page"
     verdict "$docstore, revoked" "tunnel 403, permission_revoked" "$seen"
 
-    try "6. And grants it again, so that you can go on from here."
+    try "7. And grants it again, so that you can go on from here."
     show "agent-gateway-registry grant --key org-alice --identity agent-alpha … --destination $docstore"
     grant "$docstore"
     show "$curl $page"

@@ -15,6 +15,8 @@ use rcgen::{
     PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm,
 };
 use tpm::{SignError, SigningKey};
+use x509_parser::pem::parse_x509_pem;
+use x509_parser::time::ASN1Time;
 
 /// The extension that holds the identity as one DER `UTF8String`.
 const IDENTITY_OID: [u64; 9] = [1, 3, 6, 1, 4, 1, 57264, 1, 1];
@@ -44,6 +46,14 @@ pub fn read(pem: &[u8]) -> Result<Leaf, CertificateError> {
         .parse()
         .map_err(|_| CertificateError::ExtensionMissing)?;
     Leaf::from_pem(pem, &oid)
+}
+
+/// From when to when a certificate is valid, in seconds since 1970.
+pub(crate) fn validity(pem: &[u8]) -> Option<(u64, u64)> {
+    let (_, block) = parse_x509_pem(pem).ok()?;
+    let validity = block.parse_x509().ok()?.validity().clone();
+    let seconds = |time: ASN1Time| u64::try_from(time.timestamp()).ok();
+    Some((seconds(validity.not_before)?, seconds(validity.not_after)?))
 }
 
 /// The key's `SubjectPublicKeyInfo`.

@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use http::uri::Authority;
 use permission::Identity;
 use rustls::pki_types::ServerName;
 use tpm::{Handle, Tcti};
@@ -48,6 +49,10 @@ pub enum Command {
     Init(InitArgs),
     /// Run the local proxy until SIGINT or SIGTERM
     ///
+    /// The proxy serves only those who know a token, made anew at each start. `exec` gives it to
+    /// its command; for other clients the file proxy.url in the state folder holds the proxy's URL
+    /// with the token in it.
+    ///
     /// Known limit: Envoy 1.40 ends a tunnel with a reset when its destination ends first. What
     /// does not fit into 512 KiB that the client has yet to read can then be lost; the client sees
     /// a reset connection, never a complete answer.
@@ -58,14 +63,23 @@ pub enum Command {
     /// NO_PROXY and no_proxy, which would let requests go around the gateway. The proxy carries
     /// only tunnels: a plain http:// request gets a 405 that says so.
     Exec(ExecArgs),
+    /// Print the agent's certificate, as PEM
+    Certificate(CertificateArgs),
+    /// Show the agent's key, and how its sidecar is doing; 69 if none runs
+    Status(StatusArgs),
+    /// Look for what is wrong: TPM, key, clock, gateway, its CA, and one tunnel
+    ///
+    /// While the sidecar of this state runs, it is asked; otherwise everything is tried as `run`
+    /// would, for which --gateway and --ca are needed.
+    Doctor(DoctorArgs),
 }
 
 impl Command {
     /// Whether the command talks with the TPM.
     pub fn uses_tpm(&self) -> bool {
         match self {
-            Command::Init(_) | Command::Run(_) => true,
-            Command::Exec(_) => false,
+            Command::Init(_) | Command::Run(_) | Command::Doctor(_) => true,
+            Command::Exec(_) | Command::Certificate(_) | Command::Status(_) => false,
         }
     }
 }
@@ -109,9 +123,13 @@ pub struct RunArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it as help")]
     pub state: StateArgs,
-    /// Where the local proxy listens; anyone who can reach it acts as the agent
+    /// Where the local proxy listens
     #[arg(long, env = "AGENT_GATEWAY_LISTEN", default_value = "127.0.0.1:3128")]
     pub listen: SocketAddr,
+    /// Serve every process that reaches the proxy, not only those that know its token: each of
+    /// them then acts as the agent. Only on loopback
+    #[arg(long, env = "AGENT_GATEWAY_OPEN_TO_ALL")]
+    pub open_to_all: bool,
     /// Name that the gateway's certificate must hold, if not that of --gateway
     #[arg(long, env = "AGENT_GATEWAY_SERVER_NAME", value_name = "NAME", value_parser = server_name)]
     pub server_name: Option<ServerName<'static>>,
@@ -130,9 +148,67 @@ pub struct ExecArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it as help")]
     pub state: StateArgs,
+    /// PEM file with the authorities that the command's clients are to trust: sets CURL_CA_BUNDLE,
+    /// SSL_CERT_FILE and NODE_EXTRA_CA_CERTS. Only the last adds to what a client trusts by itself;
+    /// the others replace it
+    #[arg(long, value_name = "FILE")]
+    pub ca_bundle: Option<PathBuf>,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+/// `certificate`
+#[derive(Debug, Args)]
+pub struct CertificateArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub state: StateArgs,
+    /// Print the public key alone: hex of its SubjectPublicKeyInfo
+    #[arg(long)]
+    pub spki: bool,
+    /// Print what a principal needs in order to grant: identity, key and certificate
+    #[arg(long, conflicts_with = "spki")]
+    pub request: bool,
+}
+
+/// `status`
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub state: StateArgs,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `doctor`
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub state: StateArgs,
+    /// The gateway, as for `run`
+    #[arg(
+        long = "gateway",
+        env = "AGENT_GATEWAY_GATEWAY",
+        value_name = "HOST:PORT",
+        value_delimiter = ','
+    )]
+    pub gateways: Vec<GatewayAddress>,
+    /// The gateway's authorities, as for `run`
+    #[arg(long, env = "AGENT_GATEWAY_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// Name in the gateway's certificate, as for `run`
+    #[arg(long, env = "AGENT_GATEWAY_SERVER_NAME", value_name = "NAME", value_parser = server_name)]
+    pub server_name: Option<ServerName<'static>>,
+    /// Open a tunnel to this destination, and close it
+    #[arg(long, value_name = "HOST:PORT", value_parser = destination)]
+    pub destination: Option<String>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Where the agent's state is.
@@ -145,6 +221,14 @@ pub struct StateArgs {
 
 fn server_name(text: &str) -> Result<ServerName<'static>, String> {
     ServerName::try_from(text.to_owned()).map_err(|_| "not a host name or IP address".to_owned())
+}
+
+/// Nothing that could end a request's first line; the service judges the rest.
+fn destination(text: &str) -> Result<String, String> {
+    match text.parse::<Authority>() {
+        Ok(authority) if authority.port().is_some() && !text.contains('@') => Ok(text.to_owned()),
+        _ => Err("not HOST:PORT".to_owned()),
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

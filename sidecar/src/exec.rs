@@ -1,9 +1,12 @@
 //! `exec`: runs a command whose HTTP clients go through the running sidecar.
 
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::{self, PemObject as _};
 
 use crate::cli::ExecArgs;
 use crate::failure::Failure;
@@ -20,6 +23,9 @@ const PROXY_VARIABLES: [&str; 6] = [
     "all_proxy",
 ];
 
+/// Where curl, OpenSSL's users and Node look for authorities.
+const CA_VARIABLES: [&str; 3] = ["CURL_CA_BUNDLE", "SSL_CERT_FILE", "NODE_EXTRA_CA_CERTS"];
+
 /// Lists of hosts that clients reach without the proxy.
 const BYPASS_VARIABLES: [&str; 2] = ["NO_PROXY", "no_proxy"];
 
@@ -31,7 +37,15 @@ pub enum ExecError {
     State(#[from] StateError),
     /// There is no proxy that the command could use.
     #[error("no sidecar runs for {0}")]
-    NotRunning(std::path::PathBuf),
+    NotRunning(PathBuf),
+    /// The authorities that the command should trust are none.
+    #[error("{path} holds no certificates: {source}")]
+    CaBundle {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: pem::Error,
+    },
     /// The command can't be started.
     #[error("can't run {program}: {source}")]
     Start {
@@ -59,9 +73,13 @@ pub fn run(args: &ExecArgs) -> Result<(), Failure> {
 }
 
 fn become_command(args: &ExecArgs) -> ExecError {
+    let ca_bundle = match args.ca_bundle.as_deref().map(ca_bundle).transpose() {
+        Ok(path) => path,
+        Err(error) => return error,
+    };
     let dir = StateDir::new(&args.state.dir);
-    let address = match dir.running() {
-        Ok(Some(address)) => reachable(address),
+    let entrance = match dir.running() {
+        Ok(Some(entrance)) => entrance,
         Ok(None) => return ExecError::NotRunning(dir.path().to_owned()),
         Err(error) => return error.into(),
     };
@@ -70,12 +88,18 @@ fn become_command(args: &ExecArgs) -> ExecError {
     let program = words.next().cloned().unwrap_or_default();
     let mut command = Command::new(&program);
     command.args(words);
-    let proxy = format!("http://{address}");
+    let proxy = entrance.url();
     for name in PROXY_VARIABLES {
         command.env(name, &proxy);
     }
     for name in BYPASS_VARIABLES {
         command.env_remove(name);
+    }
+    for name in CA_VARIABLES {
+        // Left as they are, unless asked for.
+        if let Some(path) = &ca_bundle {
+            command.env(name, path);
+        }
     }
     let source = command.exec();
     ExecError::Start {
@@ -84,12 +108,17 @@ fn become_command(args: &ExecArgs) -> ExecError {
     }
 }
 
-/// A proxy that listens on every address is reached on loopback.
-fn reachable(listening: SocketAddr) -> SocketAddr {
-    let ip = match listening.ip() {
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(Ipv6Addr::UNSPECIFIED) => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
+/// The file, wherever the command may go; a client that finds nothing in it would say so less
+/// clearly, or trust others.
+fn ca_bundle(path: &Path) -> Result<PathBuf, ExecError> {
+    let unusable = |source| ExecError::CaBundle {
+        path: path.to_owned(),
+        source,
     };
-    SocketAddr::new(ip, listening.port())
+    let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    let certificates: Vec<CertificateDer<'_>> = certificates.map_err(unusable)?;
+    if certificates.is_empty() {
+        return Err(unusable(pem::Error::NoItemsFound));
+    }
+    std::path::absolute(path).map_err(|error| unusable(pem::Error::Io(error)))
 }

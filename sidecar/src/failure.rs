@@ -3,13 +3,16 @@
 use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 
+use rustls::pki_types::pem;
 use tpm::{SignError, TpmError};
 
 use crate::certificate::IssueError;
+use crate::doctor::DoctorError;
 use crate::exec::ExecError;
 use crate::init::InitError;
 use crate::run::RunError;
 use crate::state::StateError;
+use crate::status::StatusError;
 
 /// Exit codes as in sysexits.h.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,6 +49,16 @@ impl Failure {
         }
     }
 
+    /// What went wrong.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
+    /// What to do about it; may be empty.
+    pub(crate) fn hint(&self) -> &str {
+        self.hint
+    }
+
     /// Tells the user, and gives the exit code.
     #[expect(
         clippy::print_stderr,
@@ -72,6 +85,9 @@ pub fn report_usage(error: &clap::Error) -> ExitCode {
 }
 
 const RUN_INIT: &str = "make it with `agent-gateway-sidecar init --identity NAME --state DIR`";
+const CA_BUNDLE: &str = "give certificates in PEM as --ca-bundle";
+const START: &str =
+    "start it with `agent-gateway-sidecar run --gateway HOST:PORT --ca FILE --state DIR`";
 const TPM_DOWN: &str = "check that the TPM runs and that --tcti names it";
 const OTHER_STATE: &str = "use another --state folder, or remove this one to begin anew; \
      permissions of the old key then no longer apply";
@@ -163,7 +179,13 @@ impl From<RunError> for Failure {
                 ErrorKind::PermissionDenied => (Exit::NoPermission, "choose a port above 1023"),
                 _ => (Exit::Unavailable, "choose another --listen address"),
             },
-            RunError::Tls(_) | RunError::Runtime(_) => (Exit::Unavailable, ""),
+            RunError::OpenToNetwork(_) => (
+                Exit::Usage,
+                "leave --open-to-all away, or let --listen be a loopback address",
+            ),
+            RunError::Tls(_) | RunError::NoRandomness | RunError::Runtime(_) => {
+                (Exit::Unavailable, "")
+            }
             RunError::LogFilter(_) => (Exit::Usage, "set RUST_LOG to something like info"),
             RunError::Exporter(_) => (
                 Exit::Usage,
@@ -186,10 +208,36 @@ impl From<ExecError> for Failure {
                 };
             }
             ExecError::State(error) => state_exit(error),
-            ExecError::NotRunning(_) => (
-                Exit::Unavailable,
-                "start it with `agent-gateway-sidecar run --gateway HOST:PORT --ca FILE --state DIR`",
+            ExecError::CaBundle { source, .. } => match source {
+                pem::Error::Io(source) => read_exit(source, CA_BUNDLE),
+                _ => (Exit::Data, CA_BUNDLE),
+            },
+            ExecError::NotRunning(_) => (Exit::Unavailable, START),
+        };
+        Failure::new(exit, &error, hint)
+    }
+}
+
+impl From<StatusError> for Failure {
+    fn from(error: StatusError) -> Self {
+        let (exit, hint) = match &error {
+            StatusError::NoState(_) => (Exit::NoInput, RUN_INIT),
+            StatusError::State(error) => state_exit(error),
+            StatusError::NotRunning(_) => (Exit::Unavailable, START),
+            StatusError::NoAnswer(_) => (Exit::Unavailable, "its log may say more; restart it"),
+        };
+        Failure::new(exit, &error, hint)
+    }
+}
+
+impl From<DoctorError> for Failure {
+    fn from(error: DoctorError) -> Self {
+        let (exit, hint) = match &error {
+            DoctorError::NoGateway(_) => (
+                Exit::Usage,
+                "add --gateway HOST:PORT --ca FILE, or start the sidecar first",
             ),
+            DoctorError::Runtime(_) | DoctorError::Failed { .. } => (Exit::Unavailable, ""),
         };
         Failure::new(exit, &error, hint)
     }

@@ -21,6 +21,7 @@ pub use self::address::{GatewayAddress, ParseGatewayAddressError};
 use self::connection::Slot;
 pub use self::connector::{ConnectError, Connector};
 use self::pool::Pool;
+pub(crate) use self::pool::Way;
 pub use self::tunnel::Tunnel;
 pub(crate) use self::tunnel::{Cut, Downstream, Upstream};
 
@@ -93,6 +94,16 @@ impl Gateway {
     /// Begins to connect, so that the first tunnel is quick and a fault is in the log early.
     pub fn connect_early(&self) {
         self.pool.connect_early();
+    }
+
+    /// Makes sure that there is a connection with room on it.
+    pub(crate) async fn reach(&self) -> Result<(), Arc<ConnectError>> {
+        self.pool.slot().await.map(drop)
+    }
+
+    /// How the way to the gateway is.
+    pub(crate) fn way(&self) -> Way {
+        self.pool.way()
     }
 
     /// Asks for a tunnel to `authority`, which is sent as it is: the service judges it.

@@ -9,12 +9,17 @@
 pub mod certificate;
 pub mod cli;
 pub mod credential;
+pub mod doctor;
+pub mod entrance;
 pub mod exec;
 pub mod failure;
 pub mod gateway;
 pub mod init;
+mod inquiry;
 mod open_files;
 pub mod proxy;
+pub mod request;
 pub mod run;
 pub mod state;
+pub mod status;
 pub mod telemetry;

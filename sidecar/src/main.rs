@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use sidecar::cli::{Cli, Command};
-use sidecar::{exec, failure, init, run};
+use sidecar::{doctor, exec, failure, init, request, run, status};
 use tpm::tss_log;
 
 fn main() -> ExitCode {
@@ -19,6 +19,9 @@ fn main() -> ExitCode {
         Command::Init(args) => init::run(&args),
         Command::Run(args) => run::run(args),
         Command::Exec(args) => exec::run(&args),
+        Command::Certificate(args) => request::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

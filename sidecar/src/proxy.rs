@@ -19,6 +19,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::entrance::Token;
 use crate::gateway::Gateway;
 
 /// Bounds on a request's header; over it the answer is 431.
@@ -72,6 +73,8 @@ pub struct Proxy(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     gateway: Arc<Gateway>,
+    /// `None`: everybody is served.
+    token: Option<Token>,
     connections: Arc<Semaphore>,
     tunnels: Arc<Semaphore>,
     max_tunnels: usize,
@@ -82,10 +85,11 @@ struct Shared {
 }
 
 impl Proxy {
-    /// Carries at most `max_tunnels` at once.
-    pub fn new(gateway: Arc<Gateway>, max_tunnels: usize) -> Self {
+    /// Carries at most `max_tunnels` at once, for those who know the token.
+    pub fn new(gateway: Arc<Gateway>, token: Option<Token>, max_tunnels: usize) -> Self {
         Self(Arc::new(Shared {
             gateway,
+            token,
             connections: Arc::new(Semaphore::new(max_connections(max_tunnels))),
             tunnels: Arc::new(Semaphore::new(max_tunnels)),
             max_tunnels,

@@ -8,13 +8,13 @@ use std::sync::Arc;
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject as _};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tpm::{Location, TpmError, TpmKey};
 
 use crate::cli::RunArgs;
 use crate::credential::{Credential, CredentialError};
+use crate::entrance::{Entrance, Token};
 use crate::failure::Failure;
 use crate::gateway::{Connector, Gateway};
 use crate::open_files;
@@ -65,6 +65,12 @@ pub enum RunError {
         /// Why not.
         source: io::Error,
     },
+    /// Nobody could say who acts as the agent.
+    #[error("--open-to-all would open {0} to the network")]
+    OpenToNetwork(SocketAddr),
+    /// There is no token without it.
+    #[error("the operating system gives no random bytes")]
+    NoRandomness,
     /// The operating system lacks what every server needs.
     #[error("can't start: {0}")]
     Runtime(io::Error),
@@ -104,6 +110,7 @@ async fn start_and_serve(args: RunArgs) -> Result<(), RunError> {
 async fn serve(args: RunArgs) -> Result<(), RunError> {
     // From here on signals are ours: none may leave an announced address behind.
     let stop = stop_signal().map_err(RunError::Runtime)?;
+    let token = token(&args)?;
     let dir = StateDir::new(&args.state.dir);
     let state = load(&dir)?;
     let lock = dir.lock()?;
@@ -119,11 +126,13 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     .map_err(RunError::Tls)?;
     let gateway = Gateway::new(connector, args.open_timeout);
     open_files::make_room(proxy::max_connections(args.max_tunnels.into()));
-    let proxy = Proxy::new(Arc::clone(&gateway), args.max_tunnels.into());
+    let proxy = Proxy::new(Arc::clone(&gateway), token.clone(), args.max_tunnels.into());
     let address = args.listen;
     let listen = |source| RunError::Listen { address, source };
     let listener = proxy::listen(address).map_err(listen)?;
-    announce(&dir, &lock, &listener, &identity)?;
+    let address = listener.local_addr().map_err(RunError::Runtime)?;
+    let entrance = Entrance { address, token };
+    announce(&dir, &lock, &entrance, &identity)?;
     gateway.connect_early();
     proxy.serve(listener, stop).await;
     // Nobody is sent here any more, and the next sidecar may start.
@@ -133,22 +142,49 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     Ok(())
 }
 
+fn token(args: &RunArgs) -> Result<Option<Token>, RunError> {
+    if args.open_to_all {
+        return if args.listen.ip().is_loopback() {
+            Ok(None)
+        } else {
+            Err(RunError::OpenToNetwork(args.listen))
+        };
+    }
+    new_token().map(Some)
+}
+
+pub(crate) fn new_token() -> Result<Token, RunError> {
+    let mut random = [0; 32];
+    rustls::crypto::ring::default_provider()
+        .secure_random
+        .fill(&mut random)
+        .map_err(|_| RunError::NoRandomness)?;
+    Ok(Token::new(random))
+}
+
 fn announce(
     dir: &StateDir,
     lock: &RunLock,
-    listener: &TcpListener,
+    entrance: &Entrance,
     identity: &str,
 ) -> Result<(), RunError> {
-    let address = listener.local_addr().map_err(RunError::Runtime)?;
-    dir.announce(lock, address)?;
-    tracing::info!(%address, identity, "listening");
+    dir.announce(lock, entrance)?;
+    let address = entrance.address;
+    tracing::info!(%address, identity, url_file = %dir.url_path().display(), "listening");
+    if entrance.token.is_none() {
+        tracing::warn!(%address, "open to all: every process of this machine acts as {identity:?}");
+    }
     if !address.ip().is_loopback() {
-        tracing::warn!(%address, "listening beyond loopback: whoever reaches this acts as {identity:?}");
+        tracing::warn!(
+            %address,
+            "listening beyond loopback: the token crosses the network in the clear, and whoever \
+             sees it acts as {identity:?}"
+        );
     }
     Ok(())
 }
 
-fn load(dir: &StateDir) -> Result<State, RunError> {
+pub(crate) fn load(dir: &StateDir) -> Result<State, RunError> {
     dir.load()?
         .ok_or_else(|| RunError::NoState(dir.path().to_owned()))
 }
@@ -166,7 +202,7 @@ fn open_credential(state: &State) -> Result<Credential, RunError> {
 }
 
 /// The certificates in a PEM file; each must be one that can vouch.
-fn authorities(path: &Path) -> Result<RootCertStore, RunError> {
+pub(crate) fn authorities(path: &Path) -> Result<RootCertStore, RunError> {
     let unusable = || RunError::NoAuthority(path.to_owned());
     let certificates = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
     let certificates: Vec<CertificateDer<'_>> = certificates.map_err(|error| match error {

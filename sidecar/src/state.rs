@@ -1,12 +1,11 @@
 //! The folder in which a sidecar keeps what it must find again: certificate, public key, where
 //! the private key is, and, while it runs, where it listens.
 //!
-//! Nothing in it is secret (the private key is in the TPM), but whoever can write to it can lead
-//! the agent's requests elsewhere; so it belongs to its owner alone.
+//! The private key is in the TPM, but whoever can write here can lead the agent's requests elsewhere,
+//! and whoever can read the URL of the running proxy can send some: it belongs to its owner alone.
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tpm::Location;
 
 use crate::certificate;
+use crate::entrance::Entrance;
 
 /// Largest file that is read back, in bytes.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
@@ -112,8 +112,9 @@ impl StateDir {
         self.0.join("sidecar.json")
     }
 
-    fn address_path(&self) -> PathBuf {
-        self.0.join("proxy.addr")
+    /// The URL of the running proxy, with its token.
+    pub fn url_path(&self) -> PathBuf {
+        self.0.join("proxy.url")
     }
 
     fn lock_path(&self) -> PathBuf {
@@ -205,7 +206,7 @@ impl StateDir {
             if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
                 return Ok(RunLock {
                     _file: file,
-                    address: self.address_path(),
+                    url: self.url_path(),
                 });
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -215,13 +216,13 @@ impl StateDir {
         })
     }
 
-    /// Writes down where the sidecar that holds `lock` listens.
-    pub fn announce(&self, _lock: &RunLock, address: SocketAddr) -> Result<(), StateError> {
-        self.replace(&self.address_path(), &format!("{address}\n"))
+    /// Writes down how the sidecar that holds `lock` is reached.
+    pub fn announce(&self, _lock: &RunLock, entrance: &Entrance) -> Result<(), StateError> {
+        self.replace(&self.url_path(), &format!("{}\n", entrance.url()))
     }
 
-    /// Where the sidecar of this state listens, if one runs.
-    pub fn running(&self) -> Result<Option<SocketAddr>, StateError> {
+    /// How the sidecar of this state is reached, if one runs.
+    pub fn running(&self) -> Result<Option<Entrance>, StateError> {
         self.check_owner()?;
         // The file alone proves nothing: a killed sidecar leaves it behind, and its port may be
         // somebody else's by now.
@@ -234,15 +235,15 @@ impl StateDir {
         if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() {
             return Ok(None);
         }
-        let path = self.address_path();
+        let path = self.url_path();
         let Some(text) = read(&path)? else {
             return Ok(None);
         };
         match text.trim_end().parse() {
-            Ok(address) => Ok(Some(address)),
+            Ok(entrance) => Ok(Some(entrance)),
             Err(_) => Err(StateError::Damaged {
                 path,
-                what: "not an address".to_owned(),
+                what: "not a proxy's URL".to_owned(),
             }),
         }
     }
@@ -288,17 +289,17 @@ impl StateDir {
     }
 }
 
-/// The right to run a sidecar for a state folder; dropping it takes the announced address away.
+/// The right to run a sidecar for a state folder; dropping it takes the announced URL away.
 #[derive(Debug)]
 pub struct RunLock {
     _file: File,
-    address: PathBuf,
+    url: PathBuf,
 }
 
 impl Drop for RunLock {
     fn drop(&mut self) {
         // May never have been announced.
-        let _ = fs::remove_file(&self.address);
+        let _ = fs::remove_file(&self.url);
     }
 }
 

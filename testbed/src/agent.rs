@@ -7,6 +7,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -28,6 +30,7 @@ pub struct Agent {
 pub struct Sidecar {
     process: Process,
     address: SocketAddr,
+    authorization: String,
 }
 
 /// What the local proxy answered to a CONNECT.
@@ -94,14 +97,16 @@ impl Agent {
         }
         command.args(more);
         let mut process = Process::start("sidecar", &command)?;
-        let file = self.state().join("proxy.addr");
+        let file = self.state().join("proxy.url");
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let address = fs::read_to_string(&file)
-                .ok()
-                .and_then(|text| text.trim().parse().ok());
-            if let Some(address) = address {
-                return Ok(Sidecar { process, address });
+            if let Ok(url) = fs::read_to_string(&file) {
+                let (address, authorization) = read_url(url.trim_end())?;
+                return Ok(Sidecar {
+                    process,
+                    address,
+                    authorization,
+                });
             }
             if Instant::now() >= deadline || process.ended()?.is_some() {
                 bail!("the sidecar does not listen: {}", process.log());
@@ -115,6 +120,11 @@ impl Sidecar {
     /// Where the local proxy listens.
     pub fn addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// The header line by which the local proxy knows its clients, with its end.
+    pub fn authorization(&self) -> &str {
+        &self.authorization
     }
 
     /// The process, to be stopped or read the log of.
@@ -131,7 +141,8 @@ impl Sidecar {
 
     async fn connect_now(&self, authority: &str) -> Result<LocalAnswer> {
         let mut stream = TcpStream::connect(self.address).await?;
-        let request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n");
+        let token = &self.authorization;
+        let request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{token}\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -148,6 +159,17 @@ impl Sidecar {
             stream,
         })
     }
+}
+
+/// Address and header line, as an HTTP client takes them out of a proxy's URL.
+fn read_url(url: &str) -> Result<(SocketAddr, String)> {
+    let rest = url.strip_prefix("http://").context("proxy.url")?;
+    let (user, address) = rest.split_once('@').context("no token in proxy.url")?;
+    let credentials = BASE64_STANDARD.encode(user);
+    Ok((
+        address.parse()?,
+        format!("Proxy-Authorization: Basic {credentials}\r\n"),
+    ))
 }
 
 impl LocalAnswer {

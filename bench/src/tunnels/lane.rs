@@ -70,10 +70,10 @@ impl Lane {
     }
 
     pub(crate) fn way(&self) -> Way {
-        let authority = &self.authority;
+        let (authority, token) = (&self.authority, self.sidecar.authorization());
         Way {
             proxy: self.sidecar.addr(),
-            request: format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n\r\n"),
+            request: format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{token}\r\n"),
         }
     }
 }

@@ -112,6 +112,12 @@ impl Connector {
         })
     }
 
+    /// In the order in which they are tried.
+    pub(super) fn gateways(&self) -> Vec<String> {
+        let names = self.gateways.iter();
+        names.map(|gateway| gateway.address.to_string()).collect()
+    }
+
     /// One attempt: the first address of the first gateway that takes us. Those that failed lately
     /// are tried after all others.
     pub(super) async fn connect(&self) -> Result<Connection, ConnectError> {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
@@ -38,6 +38,17 @@ struct State {
     attempt: Option<watch::Receiver<Outcome>>,
     failures: u32,
     next_attempt: Option<Instant>,
+    last_connected: Option<SystemTime>,
+    last_failure: Option<(SystemTime, Arc<ConnectError>)>,
+}
+
+/// How the way to the gateway is, for whoever asks.
+#[derive(Debug)]
+pub(crate) struct Way {
+    pub(crate) gateways: Vec<String>,
+    pub(crate) connections: usize,
+    pub(crate) last_connected: Option<SystemTime>,
+    pub(crate) last_failure: Option<(SystemTime, Arc<ConnectError>)>,
 }
 
 impl Pool {
@@ -84,6 +95,17 @@ impl Pool {
         self.attempt(&mut self.state());
     }
 
+    pub(super) fn way(&self) -> Way {
+        let state = self.state();
+        let connections = state.connections.values();
+        Way {
+            gateways: self.connector.gateways(),
+            connections: connections.filter(|of| of.is_alive()).count(),
+            last_connected: state.last_connected,
+            last_failure: state.last_failure.clone(),
+        }
+    }
+
     /// No more tunnels on this connection; those that are open go on.
     pub(super) fn discard(&self, connection: u64) {
         self.state().connections.remove(&connection);
@@ -118,6 +140,7 @@ impl Pool {
                 let number = state.made;
                 state.connections.insert(number, connection);
                 state.failures = 0;
+                state.last_connected = Some(SystemTime::now());
                 state.next_attempt = None;
                 Ok(())
             }
@@ -125,7 +148,9 @@ impl Pool {
                 let pause = pause(state.failures, fastrand::f64());
                 state.failures = state.failures.saturating_add(1);
                 state.next_attempt = Some(Instant::now() + pause);
-                Err(Arc::new(error))
+                let error = Arc::new(error);
+                state.last_failure = Some((SystemTime::now(), Arc::clone(&error)));
+                Err(error)
             }
         }
     }

@@ -2,12 +2,13 @@
 
 use bytes::Bytes;
 use h2::Reason;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, RETRY_AFTER};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, PROXY_AUTHENTICATE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
 use serde_json::json;
 
 use crate::gateway::{ConnectError, OpenError, Refusal};
+use crate::status::Live;
 
 pub(super) type Body = Full<Bytes>;
 
@@ -27,6 +28,7 @@ const HANDED_ON: [HeaderName; 5] = [
 /// A refusal by the sidecar itself.
 #[derive(Debug)]
 pub(super) enum Local {
+    NoToken,
     NotConnect,
     NoAuthority,
     TooManyTunnels,
@@ -55,9 +57,19 @@ fn hand_on(names: &[HeaderName], from: &HeaderMap, to: &mut Response<Body>) {
     }
 }
 
+/// How the sidecar is doing.
+pub(super) fn status(live: &Live) -> Response<Body> {
+    let body = json!(live);
+    let mut response = closing(StatusCode::OK, Bytes::from(format!("{body}\n")));
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(CONTENT_TYPE, json);
+    response
+}
+
 /// The sidecar's own answer: JSON of the same shape as the service's.
 pub(super) fn local(refusal: &Local) -> Response<Body> {
     let error = match refusal {
+        Local::NoToken => "proxy authentication required".to_owned(),
         Local::NotConnect => "method not allowed".to_owned(),
         Local::NoAuthority => "the target is not HOST:PORT".to_owned(),
         Local::TooManyTunnels => "too many tunnels are open".to_owned(),
@@ -68,17 +80,30 @@ pub(super) fn local(refusal: &Local) -> Response<Body> {
     let mut response = closing(status, Bytes::from(format!("{body}\n")));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-    if matches!(refusal, Local::NotConnect) {
-        headers.insert(ALLOW, HeaderValue::from_static("CONNECT"));
+    if let Some((name, value)) = match refusal {
+        Local::NoToken => Some((PROXY_AUTHENTICATE, CHALLENGE)),
+        Local::NotConnect => Some((ALLOW, "CONNECT")),
+        Local::NoAuthority | Local::TooManyTunnels | Local::NotOpened(_) => None,
+    } {
+        headers.insert(name, HeaderValue::from_static(value));
     }
     response
 }
+
+/// RFC 7617.
+const CHALLENGE: &str = r#"Basic realm="agent-gateway-sidecar", charset="UTF-8""#;
 
 const DOWN: &str = "the gateway is down or out of reach; try again later, another route won't work";
 
 /// Status, stable reason code, and what to do.
 fn explain(refusal: &Local) -> (StatusCode, &'static str, &'static str) {
     match refusal {
+        Local::NoToken => (
+            StatusCode::PROXY_AUTHENTICATION_REQUIRED,
+            "proxy_authentication_required",
+            "run the command by `agent-gateway-sidecar exec`, or give it the URL that is in \
+             proxy.url in the sidecar's state folder",
+        ),
         Local::NotConnect => (
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",

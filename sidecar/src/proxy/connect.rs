@@ -17,6 +17,7 @@ use super::answer::{self, Body, Local};
 use super::relay::{self, Ended};
 use super::{Proxy, is_gone};
 use crate::gateway::{Answer, OpenError, Tunnel};
+use crate::status::{self, FailedAttempt, Live};
 use crate::telemetry;
 
 /// How long a request is still waited for when its client has left. Envoy closes a connection on
@@ -32,6 +33,15 @@ impl Proxy {
         request: Request<Incoming>,
         connection: ConnectionPermit,
     ) -> Response<Body> {
+        if let Some(token) = &self.0.token
+            && !token.is_in(request.headers())
+        {
+            tracing::info!("refused: the client does not know the token");
+            return answer::local(&Local::NoToken);
+        }
+        if request.method() == Method::GET && *request.uri() == status::PATH {
+            return answer::status(&self.status());
+        }
         if request.method() != Method::CONNECT {
             return answer::local(&Local::NotConnect);
         }
@@ -52,6 +62,21 @@ impl Proxy {
             .await;
         span.record("http.response.status_code", response.status().as_u16());
         response
+    }
+
+    fn status(&self) -> Live {
+        let way = self.0.gateway.way();
+        Live {
+            gateways: way.gateways,
+            connections: way.connections,
+            tunnels: self.0.max_tunnels - self.0.tunnels.available_permits(),
+            max_tunnels: self.0.max_tunnels,
+            last_handshake: way.last_connected.map(status::unix_seconds),
+            last_failure: way.last_failure.map(|(at, error)| FailedAttempt {
+                at: status::unix_seconds(at),
+                error: error.to_string(),
+            }),
+        }
     }
 
     async fn connect(

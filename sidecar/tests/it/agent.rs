@@ -1,13 +1,13 @@
 //! An agent's machine: a TPM, a state folder, and the sidecar's binary.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
 use tempfile::TempDir;
 use testbed::{Process, Swtpm};
 
+use crate::client::Proxy;
 use crate::gateway::Gateway;
 
 pub(crate) const IDENTITY: &str = "agent-alpha";
@@ -20,7 +20,7 @@ pub(crate) struct Agent {
 /// A running sidecar; killed when dropped.
 pub(crate) struct Sidecar {
     pub(crate) process: Process,
-    pub(crate) address: SocketAddr,
+    pub(crate) proxy: Proxy,
 }
 
 impl Agent {
@@ -121,7 +121,7 @@ impl Agent {
         process.wait_for_log(" listening").unwrap();
         Sidecar {
             process,
-            address: self.read("proxy.addr").trim_end().parse().unwrap(),
+            proxy: Proxy::at(self.read("proxy.url").trim_end()),
         }
     }
 }

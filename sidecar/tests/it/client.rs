@@ -4,12 +4,42 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 /// No answer takes that long, unless there is none.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How a sidecar is reached.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+    /// The header line that holds the token; nothing if there is none.
+    pub(crate) authorization: &'static str,
+}
+
+impl Proxy {
+    /// As a client understands the URL: what stands before `@` is sent as Basic credentials.
+    pub(crate) fn at(url: &str) -> Self {
+        let rest = url.strip_prefix("http://").unwrap();
+        let (user, address) = rest.rsplit_once('@').unwrap_or(("", rest));
+        let authorization = match user {
+            "" => String::new(),
+            user => format!(
+                "Proxy-Authorization: Basic {}\r\n",
+                BASE64_STANDARD.encode(user)
+            ),
+        };
+        Self {
+            address: address.parse().unwrap(),
+            // Tests hand it to their tasks.
+            authorization: authorization.leak(),
+        }
+    }
+}
 
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -30,14 +60,14 @@ impl Answer {
 }
 
 /// A tunnel through the proxy, which must be allowed.
-pub(crate) async fn tunnel(proxy: SocketAddr, authority: &str) -> TcpStream {
+pub(crate) async fn tunnel(proxy: Proxy, authority: &str) -> TcpStream {
     let (answer, stream) = connect(proxy, authority, "").await;
     assert_eq!(answer.status, 200, "{answer:?}");
     stream
 }
 
 /// A tunnel for which there is no room yet, but soon.
-pub(crate) async fn tunnel_when_there_is_room(proxy: SocketAddr, authority: &str) -> TcpStream {
+pub(crate) async fn tunnel_when_there_is_room(proxy: Proxy, authority: &str) -> TcpStream {
     let opened = async {
         loop {
             let (answer, stream) = connect(proxy, authority, "").await;
@@ -51,33 +81,31 @@ pub(crate) async fn tunnel_when_there_is_room(proxy: SocketAddr, authority: &str
 }
 
 /// A refused tunnel, with the whole answer.
-pub(crate) async fn refused(proxy: SocketAddr, authority: &str) -> Answer {
+pub(crate) async fn refused(proxy: Proxy, authority: &str) -> Answer {
     let (mut answer, stream) = connect(proxy, authority, "").await;
     assert_ne!(answer.status, 200, "{answer:?}");
     answer.body = read_to_end(stream).await;
     answer
 }
 
-/// CONNECT with further header lines, each ended by CRLF.
-pub(crate) async fn connect(
-    proxy: SocketAddr,
-    authority: &str,
-    headers: &str,
-) -> (Answer, TcpStream) {
-    let request = format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{headers}\r\n");
+/// CONNECT with the token and further header lines, each ended by CRLF.
+pub(crate) async fn connect(proxy: Proxy, authority: &str, headers: &str) -> (Answer, TcpStream) {
+    let token = proxy.authorization;
+    let request =
+        format!("CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{token}{headers}\r\n");
     let mut stream = send(proxy, request.as_bytes()).await;
     (head(&mut stream).await, stream)
 }
 
 /// A connection on which `bytes` were sent.
-pub(crate) async fn send(proxy: SocketAddr, bytes: &[u8]) -> TcpStream {
-    let mut stream = TcpStream::connect(proxy).await.unwrap();
+pub(crate) async fn send(proxy: Proxy, bytes: &[u8]) -> TcpStream {
+    let mut stream = TcpStream::connect(proxy.address).await.unwrap();
     stream.write_all(bytes).await.unwrap();
     stream
 }
 
 /// The answer to raw bytes, up to the connection's end.
-pub(crate) async fn ask(proxy: SocketAddr, bytes: &[u8]) -> Answer {
+pub(crate) async fn ask(proxy: Proxy, bytes: &[u8]) -> Answer {
     let mut stream = send(proxy, bytes).await;
     let mut answer = head(&mut stream).await;
     answer.body = read_to_end(stream).await;

@@ -13,10 +13,10 @@ async fn both_signals_end_it_cleanly() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
     for signal in [Signal::TERM, Signal::INT] {
         let mut sidecar = agent.run(&gateway);
-        drop(tunnel(sidecar.address, "echo:443").await);
-        let _silent = send(sidecar.address, b"").await;
+        drop(tunnel(sidecar.proxy, "echo:443").await);
+        let _silent = send(sidecar.proxy, b"").await;
         assert_eq!(sidecar.process.stop_by(signal).unwrap().code(), Some(0));
-        assert!(!agent.file("proxy.addr").exists());
+        assert!(!agent.file("proxy.url").exists());
     }
 }
 
@@ -24,19 +24,17 @@ async fn both_signals_end_it_cleanly() {
 async fn second_sidecar_for_one_state_is_refused() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
     let mut first = agent.run(&gateway);
+    let url = agent.read("proxy.url");
     let (code, told) = agent.refused_run(&gateway, &[]);
     assert_eq!(code, 69);
     assert!(
         told.contains("error: a sidecar already runs for "),
         "{told}"
     );
-    // The first one's address is still there, and after its violent end a next one starts.
-    assert_eq!(
-        agent.read("proxy.addr").trim_end(),
-        first.address.to_string()
-    );
+    // The first one's URL is still there, and after its violent end a next one starts.
+    assert_eq!(agent.read("proxy.url"), url);
     first.process.kill();
-    tunnel(agent.run(&gateway).address, "echo:443").await;
+    tunnel(agent.run(&gateway).proxy, "echo:443").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -82,7 +80,7 @@ async fn what_does_not_fit_together_is_refused_at_the_start() {
     );
     agent.tpm.stop().unwrap();
     assert_eq!(refused(&agent, &[]).0, 69);
-    assert!(!agent.file("proxy.addr").exists());
+    assert!(!agent.file("proxy.url").exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -102,8 +100,7 @@ async fn listening_beyond_loopback_is_warned_of() {
         .output()
         .unwrap();
     let shown = String::from_utf8(shown.stdout).unwrap();
-    assert_eq!(
-        shown,
-        format!("http://127.0.0.1:{}\n", exposed.address.port())
-    );
+    assert_eq!(shown, agent.read("proxy.url"));
+    assert!(shown.contains("@127.0.0.1:"), "{shown}");
+    tunnel(exposed.proxy, "echo:443").await;
 }

@@ -7,7 +7,7 @@ use crate::gateway::Gateway;
 #[tokio::test(flavor = "multi_thread")]
 async fn anything_but_connect_is_refused_with_the_reason() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
-    let sidecar = agent.run(&gateway);
+    let sidecar = agent.run_with(&gateway, &["--open-to-all"]);
     for request in [
         "GET http://docstore/health HTTP/1.1\r\nHost: docstore\r\n\r\n",
         "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
@@ -15,7 +15,7 @@ async fn anything_but_connect_is_refused_with_the_reason() {
         "OPTIONS * HTTP/1.1\r\nHost: docstore\r\n\r\n",
         "BREW pot HTTP/1.1\r\n\r\n",
     ] {
-        let answer = ask(sidecar.address, request.as_bytes()).await;
+        let answer = ask(sidecar.proxy, request.as_bytes()).await;
         assert_eq!(answer.status, 405, "{request}");
         assert_eq!(answer.headers["allow"], "CONNECT", "{request}");
         assert_eq!(answer.reason(), "method_not_allowed", "{request}");
@@ -26,7 +26,7 @@ async fn anything_but_connect_is_refused_with_the_reason() {
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_is_refused() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
-    let sidecar = agent.run(&gateway);
+    let sidecar = agent.run_with(&gateway, &["--open-to-all"]);
     for garbage in [
         &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..],
         b"\0\0\0\0\r\n\r\n",
@@ -38,14 +38,10 @@ async fn garbage_is_refused() {
         b"CONNECT /path HTTP/1.1\r\n\r\n",
         b"CONNECT https://echo/ HTTP/1.1\r\n\r\n",
     ] {
-        assert_eq!(
-            ask(sidecar.address, garbage).await.status,
-            400,
-            "{garbage:?}"
-        );
+        assert_eq!(ask(sidecar.proxy, garbage).await.status, 400, "{garbage:?}");
     }
     assert!(gateway.seen().requests.is_empty());
-    tunnel(sidecar.address, "echo:443").await;
+    tunnel(sidecar.proxy, "echo:443").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,7 +51,7 @@ async fn password_in_the_target_is_refused_and_goes_nowhere() {
     command.env("RUST_LOG", "trace");
     let mut sidecar = agent.start(&command);
     for target in ["user:s3cret@echo:443", "s3cret@echo:443", "a:s3cret@b@echo"] {
-        let answer = refused(sidecar.address, target).await;
+        let answer = refused(sidecar.proxy, target).await;
         assert_eq!(
             (answer.status, answer.reason().as_str()),
             (400, "destination_invalid"),
@@ -64,7 +60,7 @@ async fn password_in_the_target_is_refused_and_goes_nowhere() {
     }
     assert!(gateway.seen().requests.is_empty());
     // Targets that are accepted are logged.
-    tunnel(sidecar.address, "echo:443").await;
+    tunnel(sidecar.proxy, "echo:443").await;
     sidecar.process.wait_for_log("authority=echo:443").unwrap();
     let log = sidecar.process.log();
     assert!(!log.contains("s3cret"), "{log}");
@@ -81,10 +77,11 @@ async fn header_that_is_too_large_is_refused() {
     let many = format!("CONNECT echo:443 HTTP/1.1\r\n{}\r\n", "A: a\r\n".repeat(65));
     let endless = format!("CONNECT echo:443 HTTP/1.1\r\nA: {}", "a".repeat(17_000));
     for header in [large, many, endless] {
-        let mut stream = send(sidecar.address, header.as_bytes()).await;
+        let mut stream = send(sidecar.proxy, header.as_bytes()).await;
         assert_eq!(crate::client::head(&mut stream).await.status, 431);
     }
-    let (answer, _) = connect(sidecar.address, "echo:443", &"A: a\r\n".repeat(63)).await;
+    // With Host and the token, 64.
+    let (answer, _) = connect(sidecar.proxy, "echo:443", &"A: a\r\n".repeat(62)).await;
     assert_eq!(answer.status, 200);
     assert_eq!(gateway.seen().requests.len(), 1);
 }
@@ -93,9 +90,9 @@ async fn header_that_is_too_large_is_refused() {
 async fn client_that_says_nothing_is_dropped_and_holds_nobody_up() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
     let sidecar = agent.run(&gateway);
-    let silent = send(sidecar.address, b"").await;
-    let slow = send(sidecar.address, b"CONNECT echo:443 HT").await;
-    tunnel(sidecar.address, "echo:443").await;
+    let silent = send(sidecar.proxy, b"").await;
+    let slow = send(sidecar.proxy, b"CONNECT echo:443 HT").await;
+    tunnel(sidecar.proxy, "echo:443").await;
     assert_eq!(read_to_end(silent).await, b"");
     assert_eq!(read_to_end(slow).await, b"");
     assert_eq!(gateway.seen().requests.len(), 1);
@@ -107,12 +104,12 @@ async fn only_the_trace_goes_on_of_the_clients_header() {
     let mut command = agent.run_command(&gateway, &[]);
     command.env("RUST_LOG", "trace");
     let sidecar = agent.start(&command);
-    let secret = "Basic c2VjcmV0OnNlY3JldA==";
+    let secret = "c2VjcmV0OnNlY3JldA==";
     let headers = format!(
-        "Proxy-Authorization: {secret}\r\nCookie: {secret}\r\nUser-Agent: curl\r\n\
+        "Authorization: {secret}\r\nCookie: {secret}\r\nUser-Agent: curl\r\n\
          X-Forwarded-Client-Cert: {secret}\r\n"
     );
-    let (answer, stream) = connect(sidecar.address, "echo:443", &headers).await;
+    let (answer, stream) = connect(sidecar.proxy, "echo:443", &headers).await;
     assert_eq!(answer.status, 200);
     drop(stream);
     let (authority, sent) = gateway.seen().requests.remove(0);

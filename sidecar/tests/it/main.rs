@@ -16,6 +16,8 @@ mod init;
 mod lifecycle;
 mod local_clients;
 mod outages;
+mod people;
 mod refusals;
+mod token;
 mod trace;
 mod tunnels;

@@ -25,7 +25,7 @@ async fn every_tunnel_is_part_of_a_trace_of_its_own() {
         &format!("traceparent: 00-{}-{PARENT}-01\r\n", "0".repeat(32)),
         &format!("traceparent: 00-{TRACE}-{PARENT}-01\r\ntraceparent: 00-{TRACE}-{PARENT}-01\r\n"),
     ] {
-        connect(sidecar.address, "echo:443", headers).await;
+        connect(sidecar.proxy, "echo:443", headers).await;
         let sent = gateway.seen().requests.pop().unwrap().1;
         let parts: Vec<&str> = sent["traceparent"].split('-').collect();
         assert_eq!(parts.len(), 4, "{parts:?}");
@@ -46,7 +46,7 @@ async fn trace_of_the_client_is_continued() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
     let mut sidecar = agent.run(&gateway);
     let headers = format!("traceparent: 00-{TRACE}-{PARENT}-01\r\ntracestate: a=1\r\n");
-    connect(sidecar.address, "echo:443", &headers).await;
+    connect(sidecar.proxy, "echo:443", &headers).await;
     let sent = gateway.seen().requests.pop().unwrap().1;
     let parts: Vec<&str> = sent["traceparent"].split('-').collect();
     assert_eq!(parts[1], TRACE);
@@ -63,7 +63,7 @@ async fn spans_are_exported_where_the_environment_says() {
     let endpoint = format!("http://{}", collector.local_addr().unwrap());
     command.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint);
     let mut sidecar = agent.start(&command);
-    drop(tunnel(sidecar.address, "echo:443").await);
+    drop(tunnel(sidecar.proxy, "echo:443").await);
     let stopping = tokio::task::spawn_blocking(move || sidecar.process.terminate());
     let (mut connection, _) = timeout(PATIENCE, collector.accept())
         .await

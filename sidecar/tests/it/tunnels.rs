@@ -22,7 +22,7 @@ use crate::gateway::{Ending, Gateway};
 async fn bytes_go_both_ways_and_the_handshake_proved_the_tpm_key() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
     let sidecar = agent.run(&gateway);
-    let mut stream = tunnel(sidecar.address, "echo:443").await;
+    let mut stream = tunnel(sidecar.proxy, "echo:443").await;
     stream.write_all(b"ping").await.unwrap();
     assert_eq!(read(&mut stream, 4).await, b"ping");
     stream.shutdown().await.unwrap();
@@ -34,7 +34,7 @@ async fn bytes_go_both_ways_and_the_handshake_proved_the_tpm_key() {
 async fn client_of_an_open_tunnel_learns_the_decision_and_no_more() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
     let sidecar = agent.run(&gateway);
-    let (answer, _) = connect(sidecar.address, "echo:443", "").await;
+    let (answer, _) = connect(sidecar.proxy, "echo:443", "").await;
     assert_eq!(answer.status, 200);
     let mut headers = answer.headers;
     headers.remove("date");
@@ -49,7 +49,7 @@ async fn authority_is_sent_as_the_client_wrote_it() {
     let sidecar = agent.run(&gateway);
     let authorities = ["echo", "echo:0", "echo:99999", "echo:0443", "echo:"].map(str::to_owned);
     for authority in &authorities {
-        tunnel(sidecar.address, authority).await;
+        tunnel(sidecar.proxy, authority).await;
     }
     let sent: Vec<String> = gateway
         .seen()
@@ -68,7 +68,7 @@ async fn gateway_is_reached_over_ipv6_and_under_another_name() {
     );
     for more in [&[][..], &["--server-name", "gateway"]] {
         let sidecar = agent.run_with(&gateway, more);
-        tunnel(sidecar.address, "echo:443").await;
+        tunnel(sidecar.proxy, "echo:443").await;
     }
     assert_eq!(gateway.seen().keys.len(), 2);
 }
@@ -77,7 +77,7 @@ async fn gateway_is_reached_over_ipv6_and_under_another_name() {
 async fn fifty_tunnels_at_once_carry_their_own_bytes_on_one_connection() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
     let sidecar = agent.run(&gateway);
-    let proxy = sidecar.address;
+    let proxy = sidecar.proxy;
     let mut tunnels = JoinSet::new();
     for number in 0..50_u32 {
         tunnels.spawn(async move {
@@ -97,11 +97,11 @@ async fn tunnels_that_nobody_reads_do_not_freeze_others() {
     let sidecar = agent.run(&gateway);
     let mut unread = Vec::new();
     for _ in 0..8 {
-        unread.push(tunnel(sidecar.address, "flood:443").await);
+        unread.push(tunnel(sidecar.proxy, "flood:443").await);
     }
     gateway.wait_until_flood_stands().await;
     let data = noise(1, 4 << 20);
-    let stream = tunnel(sidecar.address, "echo:443").await;
+    let stream = tunnel(sidecar.proxy, "echo:443").await;
     assert!(echo(stream, &data).await == data);
     assert_eq!(gateway.seen().keys.len(), 1);
 }
@@ -114,9 +114,9 @@ async fn unread_bytes_take_no_more_memory_for_having_come_in_small_frames() {
     // A line for each frame would take longer than the frame.
     command.env("RUST_LOG", "info");
     let mut sidecar = agent.start(&command);
-    tunnel(sidecar.address, "echo:443").await;
+    tunnel(sidecar.proxy, "echo:443").await;
     let before = resident_bytes(&mut sidecar);
-    let mut unread = tunnel(sidecar.address, "drizzle:443").await;
+    let mut unread = tunnel(sidecar.proxy, "drizzle:443").await;
     gateway.wait_until_flood_stands().await;
     let (mut now, mut last) = (resident_bytes(&mut sidecar), 0);
     while now != last {
@@ -136,11 +136,11 @@ async fn clients_that_leave_while_data_comes_do_not_cost_the_others_their_connec
     let agent = Agent::initialised();
     let gateway = Gateway::start_at("127.0.0.1:0", 1000).await;
     let sidecar = agent.run(&gateway);
-    let mut other = tunnel(sidecar.address, "echo:443").await;
+    let mut other = tunnel(sidecar.proxy, "echo:443").await;
     for _ in 0..25 {
         let mut flooded = JoinSet::new();
         for _ in 0..60 {
-            flooded.spawn(tunnel(sidecar.address, "flood:443"));
+            flooded.spawn(tunnel(sidecar.proxy, "flood:443"));
         }
         for stream in flooded.join_all().await {
             stream.set_zero_linger().unwrap();
@@ -164,7 +164,7 @@ async fn tunnels_are_not_limited_by_the_usual_limit_of_open_files() {
     let sidecar = agent.start(&command);
     let mut open = Vec::new();
     for _ in 0..60 {
-        open.push(tunnel(sidecar.address, "echo:443").await);
+        open.push(tunnel(sidecar.proxy, "echo:443").await);
     }
     for stream in &mut open {
         stream.write_all(b"!").await.unwrap();
@@ -179,10 +179,10 @@ async fn more_than_128_tunnels_open_a_second_connection_whatever_the_gateway_all
     let sidecar = agent.run(&gateway);
     let mut open = Vec::new();
     for _ in 0..128 {
-        open.push(tunnel(sidecar.address, "echo:443").await);
+        open.push(tunnel(sidecar.proxy, "echo:443").await);
     }
     assert_eq!(gateway.seen().keys.len(), 1);
-    open.push(tunnel(sidecar.address, "echo:443").await);
+    open.push(tunnel(sidecar.proxy, "echo:443").await);
     assert_eq!(gateway.seen().keys.len(), 2);
     for stream in &mut open {
         stream.write_all(b"!").await.unwrap();
@@ -199,7 +199,7 @@ async fn gateway_that_allows_few_streams_gets_more_connections() {
     let sidecar = agent.run(&gateway);
     let mut opening = JoinSet::new();
     for _ in 0..25 {
-        opening.spawn(tunnel(sidecar.address, "echo:443"));
+        opening.spawn(tunnel(sidecar.proxy, "echo:443"));
     }
     let open = opening.join_all().await;
     assert_eq!(open.len(), 25);
@@ -210,8 +210,9 @@ async fn gateway_that_allows_few_streams_gets_more_connections() {
 async fn data_right_behind_the_header_is_not_lost() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
     let sidecar = agent.run(&gateway);
-    let request = b"CONNECT echo:443 HTTP/1.1\r\nHost: echo:443\r\n\r\nearly";
-    let mut stream = send(sidecar.address, request).await;
+    let token = sidecar.proxy.authorization;
+    let request = format!("CONNECT echo:443 HTTP/1.1\r\nHost: echo:443\r\n{token}\r\nearly");
+    let mut stream = send(sidecar.proxy, request.as_bytes()).await;
     assert_eq!(head(&mut stream).await.status, 200);
     assert_eq!(read(&mut stream, 5).await, b"early");
 }
@@ -220,7 +221,7 @@ async fn data_right_behind_the_header_is_not_lost() {
 async fn client_may_end_first_and_still_read() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
     let sidecar = agent.run(&gateway);
-    let mut stream = tunnel(sidecar.address, "listen:443").await;
+    let mut stream = tunnel(sidecar.proxy, "listen:443").await;
     stream.write_all(b"abc").await.unwrap();
     stream.shutdown().await.unwrap();
     assert_eq!(read_to_end(stream).await, b"616263");
@@ -234,7 +235,7 @@ async fn client_may_end_first_and_still_read() {
 async fn destination_may_end_first_and_still_be_written_to() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
     let sidecar = agent.run(&gateway);
-    let mut stream = tunnel(sidecar.address, "greet:443").await;
+    let mut stream = tunnel(sidecar.proxy, "greet:443").await;
     assert_eq!(read_to_its_end(&mut stream).await, b"hello");
     stream.write_all(b"thanks").await.unwrap();
     drop(stream);
@@ -251,13 +252,13 @@ async fn cut_tunnel_is_not_mistaken_for_a_finished_one() {
         "cut-cancel:443",
         "cut-internal-error:443",
     ] {
-        let mut stream = tunnel(sidecar.address, host).await;
+        let mut stream = tunnel(sidecar.proxy, host).await;
         assert_eq!(read(&mut stream, 7).await, b"partial", "{host}");
         stream.write_all(b"go on").await.unwrap();
         assert_eq!(read_until_reset(stream).await, b"", "{host}");
     }
     // The connection itself is none the worse for it.
-    tunnel(sidecar.address, "echo:443").await;
+    tunnel(sidecar.proxy, "echo:443").await;
     assert_eq!(gateway.seen().keys.len(), 1);
 }
 
@@ -265,10 +266,10 @@ async fn cut_tunnel_is_not_mistaken_for_a_finished_one() {
 async fn client_that_breaks_off_resets_its_stream() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
     let sidecar = agent.run(&gateway);
-    let mut stream = tunnel(sidecar.address, "listen:443").await;
+    let mut stream = tunnel(sidecar.proxy, "listen:443").await;
     stream.write_all(b"abc").await.unwrap();
     // The reset must not overtake the data.
-    let mut other = tunnel(sidecar.address, "echo:443").await;
+    let mut other = tunnel(sidecar.proxy, "echo:443").await;
     other.write_all(b"x").await.unwrap();
     read(&mut other, 1).await;
     stream.set_zero_linger().unwrap();
@@ -281,21 +282,23 @@ async fn client_that_breaks_off_resets_its_stream() {
 async fn client_that_leaves_before_the_answer_gives_its_place_back() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
     let sidecar = agent.run_with(&gateway, &["--max-tunnels", "1"]);
-    let waiting = send(sidecar.address, b"CONNECT silent:443 HTTP/1.1\r\n\r\n").await;
+    let token = sidecar.proxy.authorization;
+    let request = format!("CONNECT silent:443 HTTP/1.1\r\n{token}\r\n");
+    let waiting = send(sidecar.proxy, request.as_bytes()).await;
     gateway.wait_until(|seen| seen.requests.len() == 1).await;
-    assert_eq!(connect(sidecar.address, "echo:443", "").await.0.status, 429);
+    assert_eq!(connect(sidecar.proxy, "echo:443", "").await.0.status, 429);
     drop(waiting);
-    tunnel_when_there_is_room(sidecar.address, "echo:443").await;
+    tunnel_when_there_is_room(sidecar.proxy, "echo:443").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stop_cuts_what_does_not_end_by_itself() {
     let (agent, gateway) = (Agent::initialised(), Gateway::start().await);
     let mut sidecar = agent.run(&gateway);
-    let mut stream = tunnel(sidecar.address, "echo:443").await;
+    let mut stream = tunnel(sidecar.proxy, "echo:443").await;
     sidecar.process.signal(Signal::TERM).unwrap();
     sidecar.process.wait_for_log(" draining").unwrap();
-    assert!(!agent.file("proxy.addr").exists());
+    assert!(!agent.file("proxy.url").exists());
     // For a short while it still works.
     stream.write_all(b"still").await.unwrap();
     assert_eq!(read(&mut stream, 5).await, b"still");

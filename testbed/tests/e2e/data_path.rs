@@ -82,7 +82,8 @@ async fn clients_that_leave_before_the_answer_do_not_cost_the_others_their_conne
     machine.gateway.dns.answer("slow.test", dns::Answer::Hang);
     machine.grant(slow);
     machine.gateway.authz.settle().await;
-    let request = format!("CONNECT {slow} HTTP/1.1\r\n\r\n");
+    let token = machine.sidecar.authorization();
+    let request = format!("CONNECT {slow} HTTP/1.1\r\n{token}\r\n");
     for round in 1..=5 {
         let mut leaving = Vec::new();
         for _ in 0..60 {
@@ -197,7 +198,11 @@ async fn a_tunnel_on_a_warm_connection_costs_one_round_trip() {
 
     wire.down.hold();
     let mut client = TcpStream::connect(machine.sidecar.addr()).await.unwrap();
-    let request = format!("CONNECT {} HTTP/1.1\r\n\r\nearly", machine.destination);
+    let token = machine.sidecar.authorization();
+    let request = format!(
+        "CONNECT {} HTTP/1.1\r\n{token}\r\nearly",
+        machine.destination
+    );
     client.write_all(request.as_bytes()).await.unwrap();
     let dialled = async {
         while machine.service.connections() < 2 {
