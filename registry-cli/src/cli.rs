@@ -11,6 +11,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use permission::Timestamp;
 use tpm::{Handle, Tcti};
 
 use crate::validity::Validity;
@@ -25,7 +26,7 @@ Environment:
 const EXIT_STATUS: &str = "\
 Exit status:
    0  done
-   1  nothing matched (revoke)
+   1  no (can-i), or nothing matched (revoke, show)
   64  wrong usage, or no usable database url
   65  bad data: a public key, identity or destination that is none, or a grant that the
       registry's keys and scopes don't bear out
@@ -94,6 +95,26 @@ Example:
 Example:
   agent-gateway-registry list permissions --json")]
     List(ListArgs),
+    /// Say whether the gateway would allow a request, and if not why not
+    ///
+    /// By the service's own rules, from what the registry holds now. The service also looks where
+    /// the destination leads: an address that must not be reached is denied there.
+    #[command(after_help = "\
+Exit status 0 is yes, 1 is no.
+
+Example:
+  agent-gateway-registry can-i --identity agent-alpha --spki spki.hex --destination docstore")]
+    CanI(RequestArgs),
+    /// Show every permission that a request could rest on, and the check at which each one falls
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry why --identity agent-alpha --spki spki.hex --destination docstore")]
+    Why(RequestArgs),
+    /// Show all about a permission or a key
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry show perm-7d0c6f0e-4a0b-4f5e-9d57-0f2b8a1c3e55")]
+    Show(ShowArgs),
 }
 
 impl Command {
@@ -102,7 +123,12 @@ impl Command {
         match self {
             Command::RegisterKey(RegisterKeyArgs { key, .. })
             | Command::Grant(GrantArgs { key, .. }) => key.key_file.is_none(),
-            Command::GrantScope(_) | Command::Revoke(_) | Command::List(_) => false,
+            Command::GrantScope(_)
+            | Command::Revoke(_)
+            | Command::List(_)
+            | Command::CanI(_)
+            | Command::Why(_)
+            | Command::Show(_) => false,
         }
     }
 }
@@ -160,9 +186,20 @@ pub struct GrantArgs {
 /// `revoke`
 #[derive(Debug, Args)]
 pub struct RevokeArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub selectors: Selectors,
+}
+
+/// Which permissions are meant: all that is given must match.
+#[derive(Debug, Args)]
+pub struct Selectors {
     /// The permission of this id
     #[arg(long, value_name = "PERMISSION_ID")]
     pub id: Option<String>,
+    /// What this registered key signed
+    #[arg(long, value_name = "KEY_ID")]
+    pub key: Option<String>,
     /// Those of this agent
     #[arg(long)]
     pub identity: Option<String>,
@@ -174,12 +211,60 @@ pub struct RevokeArgs {
     pub destination: Option<String>,
 }
 
+impl Selectors {
+    /// How many of them are given.
+    pub fn given(&self) -> usize {
+        let Self {
+            id,
+            key,
+            identity,
+            spki,
+            destination,
+        } = self;
+        [id, key, identity, spki, destination]
+            .iter()
+            .filter(|option| option.is_some())
+            .count()
+    }
+}
+
 /// `list`
 #[derive(Debug, Args)]
 pub struct ListArgs {
     /// What to show
     #[arg(value_enum, default_value_t = Listed::Permissions)]
     pub what: Listed,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub selectors: Selectors,
+    /// Only rows in this state
+    #[arg(long, value_enum)]
+    pub state: Option<State>,
+}
+
+/// A row's own state, by the database's clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum State {
+    /// Within its window
+    Active,
+    /// Before its window
+    NotYetValid,
+    /// After its window
+    Expired,
+    /// Taken back
+    Revoked,
+}
+
+impl State {
+    /// As rows show it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::NotYetValid => "not yet valid",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+        }
+    }
 }
 
 /// What can be listed.
@@ -191,6 +276,30 @@ pub enum Listed {
     Scopes,
     /// What agents may reach
     Permissions,
+}
+
+/// `can-i` and `why`
+#[derive(Debug, Args)]
+pub struct RequestArgs {
+    /// The agent's identity, as in its certificate; case-sensitive
+    #[arg(long)]
+    pub identity: String,
+    /// The agent's key, in any of the forms that `grant` takes
+    #[arg(long, value_name = "FILE|HEX")]
+    pub spki: String,
+    /// Where the agent wants to go, as HOST or HOST:PORT (443 if none)
+    #[arg(long, value_name = "DEST")]
+    pub destination: String,
+    /// At another time than now, as 2026-12-31T23:59:59Z
+    #[arg(long, value_name = "TIME")]
+    pub at: Option<Timestamp>,
+}
+
+/// `show`
+#[derive(Debug, Args)]
+pub struct ShowArgs {
+    /// The id of a permission or of a key
+    pub id: String,
 }
 
 /// Where a principal's key is.
@@ -231,7 +340,7 @@ mod tests {
             .filter(|command| command.get_name() != "help")
             .map(clap::Command::clone)
             .collect();
-        assert_eq!(names.len(), 5);
+        assert_eq!(names.len(), 8);
         for mut command in names.into_iter().chain([program]) {
             let help = command.render_long_help().to_string();
             let (_, examples) = help.rsplit_once("Example:\n").unwrap();

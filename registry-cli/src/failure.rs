@@ -40,6 +40,12 @@ pub enum Failure {
     /// `revoke` without anything to match would revoke all.
     #[error("nothing given that a permission must match")]
     NoFilter,
+    /// `list` with a filter on what the rows don't have.
+    #[error("{option} does not apply to what is listed")]
+    NoSuchFilter {
+        /// Which one.
+        option: &'static str,
+    },
     /// An id that can't be one.
     #[error("{what} {source}")]
     Id {
@@ -127,6 +133,9 @@ pub enum Failure {
     /// `revoke` found nothing to do.
     #[error("no permission matches that was not already revoked")]
     NothingMatched,
+    /// No row of that id.
+    #[error("neither a permission nor a key has the id {0}")]
+    NoSuchId(Id),
     /// A permission was signed that the gateway would deny; it was not stored.
     #[error("the signed permission would be denied: {0}")]
     Unusable(Reason),

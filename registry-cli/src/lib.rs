@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+mod can_i;
 pub mod cli;
 mod database;
 mod environment;
@@ -18,30 +19,50 @@ mod principal;
 mod register_key;
 mod revoke;
 mod scope;
+mod selectors;
+mod show;
 mod subject;
 mod terminal;
 pub mod validity;
+mod why;
 
 pub use cli::Cli;
 pub use failure::Failure;
 
 use cli::Command;
+use terminal::Report;
+
+/// How a command ends that did its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done; and what was asked is so.
+    Yes,
+    /// What was asked is not so.
+    No,
+}
 
 /// Does what was asked, and prints the result.
-pub fn run(cli: &Cli) -> Result<(), Failure> {
+pub fn run(cli: &Cli) -> Result<Outcome, Failure> {
     // One thread: this program does one thing at a time, so waiting for a TPM may block it.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(Failure::Runtime)?;
-    let report = runtime.block_on(async {
-        match &cli.command {
-            Command::RegisterKey(args) => register_key::run(args).await,
-            Command::GrantScope(args) => scope::run(args).await,
-            Command::Grant(args) => grant::run(args).await,
-            Command::Revoke(args) => revoke::run(args).await,
-            Command::List(args) => list::run(args).await,
-        }
-    })?;
-    terminal::print(&report, cli.json)
+    let (report, outcome) = runtime.block_on(dispatch(&cli.command))?;
+    terminal::print(&report, cli.json)?;
+    Ok(outcome)
+}
+
+async fn dispatch(command: &Command) -> Result<(Report, Outcome), Failure> {
+    let report = match command {
+        Command::RegisterKey(args) => register_key::run(args).await,
+        Command::GrantScope(args) => scope::run(args).await,
+        Command::Grant(args) => grant::run(args).await,
+        Command::Revoke(args) => revoke::run(args).await,
+        Command::List(args) => list::run(args).await,
+        Command::CanI(args) => return can_i::run(args).await,
+        Command::Why(args) => why::run(args).await,
+        Command::Show(args) => show::run(args).await,
+    };
+    Ok((report?, Outcome::Yes))
 }

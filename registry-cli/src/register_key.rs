@@ -1,7 +1,7 @@
 //! `register-key`: a principal's public key goes into the registry; its private half stays put.
 
 use permission::{Id, PrincipalKey, Window};
-use registry::{WriteError, Writer};
+use registry::{Filter, WriteError, Writer};
 use serde_json::json;
 
 use crate::arguments::id;
@@ -74,10 +74,14 @@ async fn store(
     let stored = within(registry.register_key(key_id, key, window)).await;
     // Whose it is can't be told by the refusal alone.
     if let Err(Failure::Write(WriteError::Exists(_))) = stored {
-        let entries = within(registry.keys()).await?;
+        let filter = Filter {
+            spki: Some(key.spki().clone()),
+            ..Filter::default()
+        };
+        let entries = within(registry.keys(&filter)).await?;
         let same = entries
             .into_iter()
-            .find(|entry| entry.spki == key.spki().as_der() && entry.key_id != key_id.as_str());
+            .find(|entry| entry.key_id != key_id.as_str());
         if let Some(entry) = same {
             return Err(Failure::KeyTaken {
                 registered: entry.key_id,

@@ -7,6 +7,7 @@
 
 mod connection;
 mod feed;
+mod inspect;
 mod listing;
 mod lookup;
 mod schema;
@@ -15,7 +16,8 @@ mod writer;
 
 pub use connection::{OpenError, Options, Reader};
 pub use feed::{Batch, Change, Feed, Progress, Wakeups, Why};
-pub use listing::{KeyEntry, PermissionEntry, ScopeEntry};
+pub use inspect::Stored;
+pub use listing::{Filter, KeyEntry, PermissionEntry, ScopeEntry};
 pub use lookup::LookupError;
 pub use schema::{MigrateError, SCHEMA_VERSION, SchemaError, migrate};
-pub use writer::{RevokeFilter, WriteError, Writer};
+pub use writer::{WriteError, Writer};

@@ -30,16 +30,16 @@ pub enum LookupError {
 /// One candidate row with its key and the windows of its scopes, all as stored.
 ///
 /// Times are microseconds since the Unix epoch, so that none can be misread on the way.
-#[derive(sqlx::FromRow)]
-struct CandidateRow {
-    permission_id: String,
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct CandidateRow {
+    pub(crate) permission_id: String,
     signing_key_id: String,
     subject_identity: String,
     subject_public_key_spki_der: Vec<u8>,
     destination: String,
     not_before: i64,
     not_after: i64,
-    revoked: bool,
+    pub(crate) revoked: bool,
     signature: Vec<u8>,
     key_algorithm: Option<String>,
     key_spki_der: Option<Vec<u8>>,
@@ -53,7 +53,7 @@ struct CandidateRow {
 
 /// At most 16 permissions, the ones most likely to allow first, and of each one's key at most 16
 /// scopes that cover it: any number of others could come before the one that counts.
-const SELECT_CANDIDATES: &str = "
+pub(crate) const SELECT_CANDIDATES: &str = "
 SELECT p.permission_id, p.signing_key_id, p.subject_identity, p.subject_public_key_spki_der,
        p.destination,
        (extract(epoch FROM p.not_before) * 1000000)::int8 AS not_before,
@@ -103,22 +103,7 @@ impl Reader {
                 query.fetch_all(connection).boxed()
             })
             .await?;
-        let mut facts = Facts::default();
-        for row in &rows {
-            match row.to_candidate() {
-                Ok(candidate) => facts.candidates.push(candidate),
-                Err(column) => {
-                    facts.unreadable += 1;
-                    tracing::warn!(
-                        table = "permission_registry",
-                        column,
-                        permission.id = row.permission_id.escape_debug().to_string(),
-                        "a row holds what can't be signed, and is taken as unsigned"
-                    );
-                }
-            }
-        }
-        Ok(facts)
+        Ok(facts(&rows))
     }
 
     /// Runs one read on a pooled connection, within the acquire and query timeouts and `deadline`.
@@ -156,6 +141,26 @@ impl Reader {
     }
 }
 
+/// The domain's view of what was read for one request.
+pub(crate) fn facts(rows: &[CandidateRow]) -> Facts {
+    let mut facts = Facts::default();
+    for row in rows {
+        match row.to_candidate() {
+            Ok(candidate) => facts.candidates.push(candidate),
+            Err(column) => {
+                facts.unreadable += 1;
+                tracing::warn!(
+                    table = "permission_registry",
+                    column,
+                    permission.id = row.permission_id.escape_debug().to_string(),
+                    "a row holds what can't be signed, and is taken as unsigned"
+                );
+            }
+        }
+    }
+    facts
+}
+
 /// Whether the connection, and not the query, is at fault.
 fn is_dead(error: &sqlx::Error) -> bool {
     match error {
@@ -170,7 +175,7 @@ fn is_dead(error: &sqlx::Error) -> bool {
 
 impl CandidateRow {
     /// The domain's view of a row, or the column that holds what no permission can hold.
-    fn to_candidate(&self) -> Result<Candidate, &'static str> {
+    pub(crate) fn to_candidate(&self) -> Result<Candidate, &'static str> {
         let permission = Permission {
             permission_id: Id::parse(&self.permission_id).map_err(|_| "permission_id")?,
             signing_key_id: Id::parse(&self.signing_key_id).map_err(|_| "signing_key_id")?,

@@ -10,6 +10,7 @@ use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::time::timeout;
 
 use crate::connection::{OpenError, connect_options};
+use crate::listing::Filter;
 use crate::lookup::window;
 use crate::schema;
 
@@ -65,19 +66,6 @@ impl From<sqlx::Error> for WriteError {
             _ => Self::Failed(error),
         }
     }
-}
-
-/// Which permissions to revoke: those that meet every condition given.
-#[derive(Debug, Clone, Default)]
-pub struct RevokeFilter {
-    /// This one alone.
-    pub permission_id: Option<Id>,
-    /// All of this agent's.
-    pub identity: Option<Identity>,
-    /// All of this agent key's.
-    pub spki: Option<Spki>,
-    /// All to this destination.
-    pub destination: Option<Destination>,
 }
 
 /// One connection that changes the registry; needs the role `agent_gateway_writer`.
@@ -189,7 +177,7 @@ impl Writer {
     }
 
     /// Revokes what the filter matches and was not revoked yet; returns the ids.
-    pub async fn revoke(&mut self, filter: &RevokeFilter) -> Result<Vec<String>, WriteError> {
+    pub async fn revoke(&mut self, filter: &Filter) -> Result<Vec<String>, WriteError> {
         Ok(sqlx::query_scalar(
             "UPDATE permission_registry SET revoked_at = now(), updated_at = now()
              WHERE revoked_at IS NULL
@@ -197,12 +185,14 @@ impl Writer {
                AND ($2::text IS NULL OR subject_identity = $2)
                AND ($3::bytea IS NULL OR subject_public_key_spki_der = $3)
                AND ($4::text IS NULL OR destination = $4)
+               AND ($5::text IS NULL OR signing_key_id = $5)
              RETURNING permission_id",
         )
         .bind(filter.permission_id.as_ref().map(Id::as_str))
         .bind(filter.identity.as_ref().map(Identity::as_str))
         .bind(filter.spki.as_ref().map(Spki::as_der))
         .bind(filter.destination.as_ref().map(ToString::to_string))
+        .bind(filter.key_id.as_ref().map(Id::as_str))
         .fetch_all(&mut self.connection)
         .await?)
     }

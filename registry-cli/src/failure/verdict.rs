@@ -56,6 +56,10 @@ impl Failure {
                 Exit::Usage,
                 "give at least one of --id, --identity, --spki and --destination",
             ),
+            Self::NoSuchFilter { .. } => (
+                Exit::Usage,
+                "keys have --key and --spki, scopes --key and --destination, tunnels all but --key",
+            ),
             Self::Id { .. } | Self::Identity(_) => (
                 Exit::Data,
                 "write 1 to 256 bytes of UTF-8 without control characters",
@@ -100,7 +104,7 @@ impl Failure {
                 "use that id, or another key: another --handle or --key-file",
             ),
             Self::Scope { delegation, gap } => return (Exit::Data, scope(delegation, gap)),
-            Self::NothingMatched => (
+            Self::NothingMatched | Self::NoSuchId(_) => (
                 Exit::NothingMatched,
                 "see what there is with `agent-gateway-registry list`",
             ),

@@ -8,6 +8,7 @@
     reason = "a test that can't go on has failed"
 )]
 
+mod asking;
 mod granting;
 mod keys;
 mod listing;

@@ -1,7 +1,7 @@
 //! What the CLI writes, and that the service then reads it.
 
 use permission::{Decision, Id, Permission, PrincipalKey, Timestamp, Window, decide};
-use registry::{RevokeFilter, WriteError, Writer};
+use registry::{Filter, WriteError, Writer};
 use testbed::rows::Principal;
 
 use super::{grant, migrated, now, reader, request, soon};
@@ -119,14 +119,14 @@ async fn revoking_takes_exactly_what_the_filter_names() {
         principal.grant(&database, &grant).unwrap();
     }
     let mut writer = Writer::open(&database.url()).await.unwrap();
-    let filter = RevokeFilter {
+    let filter = Filter {
         identity: Some(permission::Identity::parse("a").unwrap()),
         destination: Some("x".parse().unwrap()),
-        ..RevokeFilter::default()
+        ..Filter::default()
     };
     assert_eq!(writer.revoke(&filter).await.unwrap(), ["a-x:443"]);
     assert_eq!(writer.revoke(&filter).await.unwrap(), Vec::<String>::new());
-    let listed = writer.permissions().await.unwrap();
+    let listed = writer.permissions(&Filter::default()).await.unwrap();
     let revoked: Vec<_> = listed
         .iter()
         .map(|entry| entry.revoked_at.is_some())
@@ -145,7 +145,10 @@ async fn times_survive_to_the_microsecond_in_every_year() {
         .register_key(&id, &key(&alice), &window)
         .await
         .unwrap();
-    assert_eq!(writer.keys().await.unwrap()[0].window, window);
+    assert_eq!(
+        writer.keys(&Filter::default()).await.unwrap()[0].window,
+        window
+    );
 }
 
 #[tokio::test]
