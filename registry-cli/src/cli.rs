@@ -78,7 +78,8 @@ Example:
     /// Sign permissions: one agent's key may reach these destinations for a while
     #[command(after_help = "\
 Example:
-  agent-gateway-registry grant --key org-alice --identity agent-alpha --spki spki.hex --destination docstore --valid 30d")]
+  agent-gateway-registry grant --key org-alice --identity agent-alpha --spki spki.hex --destination docstore --valid 30d
+  agent-gateway-registry grant --text permission.txt --signature permission.sig")]
     Grant(GrantArgs),
     /// Revoke the permissions that match all that is given
     #[command(after_help = "\
@@ -115,20 +116,37 @@ Example:
 Example:
   agent-gateway-registry show perm-7d0c6f0e-4a0b-4f5e-9d57-0f2b8a1c3e55")]
     Show(ShowArgs),
+    /// Store signed permissions from a file, all of them or none
+    ///
+    /// Every signature is verified, and what could not be used is refused, by its line. A
+    /// permission that is there already is left as it is, also if it was revoked.
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry import permissions.jsonl")]
+    Import(ImportArgs),
+    /// Write signed permissions as lines of JSON
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry export --identity agent-alpha")]
+    Export(ExportArgs),
 }
 
 impl Command {
     /// Whether the command talks with the TPM.
     pub fn uses_tpm(&self) -> bool {
         match self {
-            Command::RegisterKey(RegisterKeyArgs { key, .. })
-            | Command::Grant(GrantArgs { key, .. }) => key.key_file.is_none(),
+            Command::RegisterKey(RegisterKeyArgs {
+                key, public_key, ..
+            }) => key.key_file.is_none() && public_key.is_none(),
+            Command::Grant(GrantArgs { key, text, .. }) => key.key_file.is_none() && text.is_none(),
             Command::GrantScope(_)
             | Command::Revoke(_)
             | Command::List(_)
             | Command::CanI(_)
             | Command::Why(_)
-            | Command::Show(_) => false,
+            | Command::Show(_)
+            | Command::Import(_)
+            | Command::Export(_) => false,
         }
     }
 }
@@ -141,6 +159,10 @@ pub struct RegisterKeyArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it as help")]
     pub key: KeyArgs,
+    /// Another holder's public key, in any of the forms that `grant` takes for --spki: no private
+    /// key is needed
+    #[arg(long, value_name = "FILE|HEX", conflicts_with_all = ["tcti", "handle", "key_file"])]
+    pub public_key: Option<String>,
     /// How long from now the key's signatures count: 365d, 12h, 90m or 45s
     #[arg(long, default_value = "365d", value_name = "DURATION")]
     pub valid: Validity,
@@ -163,24 +185,64 @@ pub struct GrantScopeArgs {
 #[derive(Debug, Args)]
 pub struct GrantArgs {
     /// The registered key that signs
-    #[arg(long = "key", value_name = "KEY_ID")]
-    pub key_id: String,
+    #[arg(long = "key", value_name = "KEY_ID", required_unless_present = "text")]
+    pub key_id: Option<String>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it as help")]
     pub key: KeyArgs,
     /// The agent's identity, as in its certificate; case-sensitive
-    #[arg(long)]
-    pub identity: String,
+    #[arg(long, required_unless_present = "text")]
+    pub identity: Option<String>,
     /// The agent's public key: hex digits, or a file with hex, DER, a PEM public key or its PEM
     /// certificate (a file whose name is only hex digits: write ./NAME)
-    #[arg(long, value_name = "FILE|HEX")]
-    pub spki: String,
+    #[arg(long, value_name = "FILE|HEX", required_unless_present = "text")]
+    pub spki: Option<String>,
     /// What the agent may reach, as HOST or HOST:PORT (443 if none)
-    #[arg(long = "destination", required = true, num_args = 1.., value_name = "DEST")]
+    #[arg(long = "destination", required_unless_present = "text", num_args = 1.., value_name = "DEST")]
     pub destinations: Vec<String>,
     /// For how long from now: 30d, 12h, 90m or 45s
     #[arg(long, default_value = "30d", value_name = "DURATION")]
     pub valid: Validity,
+    /// The id of the permission, if not a new one; for one destination
+    #[arg(long, value_name = "PERMISSION_ID")]
+    pub id: Option<String>,
+    /// Put it in the place of the permission that has this --id, revoked or not
+    #[arg(long, requires = "id")]
+    pub replace: bool,
+    /// Check all, and show the text that would be signed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Without the registry, by this machine's clock: write the signed permissions to stdout, for
+    /// `import`
+    #[arg(long, conflicts_with = "replace")]
+    pub offline: bool,
+    /// The text that --dry-run showed, signed elsewhere (see --signature)
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "signature",
+        conflicts_with_all = ["key_id", "tcti", "handle", "key_file", "identity", "spki",
+            "destinations", "valid", "id", "dry_run", "offline"]
+    )]
+    pub text: Option<PathBuf>,
+    /// A signature over --text that another program or device made: ECDSA P-256 with SHA-256, DER
+    #[arg(long, value_name = "FILE", requires = "text")]
+    pub signature: Option<PathBuf>,
+}
+
+/// `import`
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// What `export` or `grant --offline` wrote; - is stdin
+    pub file: PathBuf,
+}
+
+/// `export`
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub selectors: Selectors,
 }
 
 /// `revoke`
@@ -340,12 +402,15 @@ mod tests {
             .filter(|command| command.get_name() != "help")
             .map(clap::Command::clone)
             .collect();
-        assert_eq!(names.len(), 8);
+        assert_eq!(names.len(), 10);
         for mut command in names.into_iter().chain([program]) {
             let help = command.render_long_help().to_string();
             let (_, examples) = help.rsplit_once("Example:\n").unwrap();
             let mut seen = 0;
-            for line in examples.lines().filter(|line| !line.contains("export ")) {
+            let commands = examples
+                .lines()
+                .filter(|line| !line.starts_with("  export "));
+            for line in commands {
                 Cli::try_parse_from(line.split_whitespace()).unwrap();
                 seen += 1;
             }

@@ -4,6 +4,7 @@ mod verdict;
 
 use std::error::Error;
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use registry::{OpenError, WriteError};
 use tpm::{ParseTctiError, SignError, SoftwareKeyError, TpmError};
 
 use self::verdict::Exit;
+use crate::grant::elsewhere::ElsewhereError;
+use crate::import::ImportError;
 use crate::principal::Place;
 use crate::scope::{Delegation, ScopeGap};
 use crate::subject::SubjectError;
@@ -136,6 +139,25 @@ pub enum Failure {
     /// No row of that id.
     #[error("neither a permission nor a key has the id {0}")]
     NoSuchId(Id),
+    /// A file of signed permissions that can't be taken.
+    #[error("{}: {source}", path.display())]
+    Import {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        source: ImportError,
+    },
+    /// `--id` for more than one permission.
+    #[error("one id can't name {0} permissions")]
+    OneId(usize),
+    /// The text to be signed elsewhere, or its signature.
+    #[error("{}: {source}", path.display())]
+    Elsewhere {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        source: ElsewhereError,
+    },
     /// A permission was signed that the gateway would deny; it was not stored.
     #[error("the signed permission would be denied: {0}")]
     Unusable(Reason),
@@ -148,6 +170,9 @@ pub enum Failure {
     /// The result, which stands, can't be shown.
     #[error("done, but the result can't be written")]
     Output(#[source] io::Error),
+    /// This machine has no usable time.
+    #[error("this machine's clock is outside the years 1970 to 9999")]
+    NoTime,
     /// The operating system has no resources for us.
     #[error("can't start")]
     Runtime(#[source] io::Error),

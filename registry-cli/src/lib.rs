@@ -8,12 +8,15 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+pub mod audit;
 mod can_i;
 pub mod cli;
 mod database;
 mod environment;
+mod export;
 pub mod failure;
 mod grant;
+pub mod import;
 mod list;
 mod principal;
 mod register_key;
@@ -21,6 +24,7 @@ mod revoke;
 mod scope;
 mod selectors;
 mod show;
+pub mod signed_row;
 mod subject;
 mod terminal;
 pub mod validity;
@@ -49,20 +53,34 @@ pub fn run(cli: &Cli) -> Result<Outcome, Failure> {
         .build()
         .map_err(Failure::Runtime)?;
     let (report, outcome) = runtime.block_on(dispatch(&cli.command))?;
-    terminal::print(&report, cli.json)?;
+    if let Some(report) = report {
+        terminal::print(&report, cli.json)?;
+    }
     Ok(outcome)
 }
 
-async fn dispatch(command: &Command) -> Result<(Report, Outcome), Failure> {
+/// The report is `None` where a command wrote its result itself.
+async fn dispatch(command: &Command) -> Result<(Option<Report>, Outcome), Failure> {
     let report = match command {
-        Command::RegisterKey(args) => register_key::run(args).await,
-        Command::GrantScope(args) => scope::run(args).await,
-        Command::Grant(args) => grant::run(args).await,
-        Command::Revoke(args) => revoke::run(args).await,
-        Command::List(args) => list::run(args).await,
-        Command::CanI(args) => return can_i::run(args).await,
-        Command::Why(args) => why::run(args).await,
-        Command::Show(args) => show::run(args).await,
+        Command::RegisterKey(args) => register_key::run(args).await?,
+        Command::GrantScope(args) => scope::run(args).await?,
+        Command::Grant(args) => match grant::run(args).await? {
+            Some(report) => report,
+            None => return Ok((None, Outcome::Yes)),
+        },
+        Command::Revoke(args) => revoke::run(args).await?,
+        Command::List(args) => list::run(args).await?,
+        Command::CanI(args) => {
+            let (report, outcome) = can_i::run(args).await?;
+            return Ok((Some(report), outcome));
+        }
+        Command::Why(args) => why::run(args).await?,
+        Command::Show(args) => show::run(args).await?,
+        Command::Import(args) => import::run(args).await?,
+        Command::Export(args) => {
+            export::run(args).await?;
+            return Ok((None, Outcome::Yes));
+        }
     };
-    Ok((report?, Outcome::Yes))
+    Ok((Some(report), Outcome::Yes))
 }

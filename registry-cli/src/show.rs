@@ -3,11 +3,12 @@
 use std::fmt::Write as _;
 
 use permission::time::Position;
-use permission::{Candidate, Id, Permission, Request, Signer, Timestamp, Window, judge};
+use permission::{Candidate, Id, Permission, Signer, Timestamp, Window, judge};
 use registry::{Filter, Stored, Writer};
 use serde_json::{Value, json};
 
 use crate::arguments::id;
+use crate::audit::own_request;
 use crate::cli::ShowArgs;
 use crate::database::{self, within};
 use crate::failure::Failure;
@@ -83,13 +84,8 @@ fn permission(stored: &Stored, now: Timestamp) -> Report {
 
 /// What the row is worth to the agent that it names.
 fn verdict(candidate: &Candidate, now: Timestamp) -> &'static str {
-    let permission = candidate.permission();
-    let request = Request {
-        identity: permission.subject_identity.clone(),
-        spki: permission.subject_spki.clone(),
-        destination: permission.destination.clone(),
-    };
-    judge(candidate, &request, now).map_or_else(permission::Reason::code, |_| "allows")
+    judge(candidate, &own_request(candidate), now)
+        .map_or_else(permission::Reason::code, |_| "allows")
 }
 
 async fn key(

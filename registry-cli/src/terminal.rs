@@ -43,7 +43,7 @@ pub(crate) fn escape(text: &str) -> String {
 
 /// One line of JSON that is as safe on a terminal: in its strings, the only place where they can
 /// be, unsafe characters are escaped as RFC 8259, section 7 has it.
-fn json_line(json: &Value) -> String {
+pub(crate) fn json_line(json: &Value) -> String {
     let mut line = String::new();
     for character in json.to_string().chars() {
         if is_unsafe(character) {
@@ -104,13 +104,27 @@ pub(crate) fn print(report: &Report, as_json: bool) -> Result<(), Failure> {
     } else {
         &report.text
     };
+    write(text).map(drop)
+}
+
+/// Whether anybody still reads.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    All,
+    /// No failure: it has seen enough.
+    ReaderGone,
+}
+
+/// Writes data to stdout.
+pub(crate) fn write(text: &str) -> Result<Written, Failure> {
     let mut stdout = io::stdout().lock();
-    match stdout
+    let written = stdout
         .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::Output(error)),
-        _ => Ok(()),
+        .and_then(|()| stdout.flush());
+    match written {
+        Ok(()) => Ok(Written::All),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Written::ReaderGone),
+        Err(error) => Err(Failure::Output(error)),
     }
 }
 

@@ -10,6 +10,10 @@ use crate::writer::{WriteError, Writer};
 pub struct Stored(CandidateRow);
 
 impl Stored {
+    pub(crate) fn new(row: CandidateRow) -> Self {
+        Self(row)
+    }
+
     /// Its id, whatever it holds.
     pub fn permission_id(&self) -> &str {
         &self.0.permission_id
@@ -26,8 +30,12 @@ impl Stored {
     }
 }
 
-/// As the lookup reads them, but by id: `$2` of them, from `$1` on.
-const SELECT_STORED: &str = "
+/// The columns of a [`CandidateRow`], as the lookup reads them, for the permissions that `$which`
+/// picks, in the order of their ids.
+macro_rules! select_stored {
+    ($which:literal) => {
+        concat!(
+            "
 SELECT p.permission_id, p.signing_key_id, p.subject_identity, p.subject_public_key_spki_der,
        p.destination,
        (extract(epoch FROM p.not_before) * 1000000)::int8 AS not_before,
@@ -46,9 +54,9 @@ FROM (
     SELECT permission_id, signing_key_id, subject_identity, subject_public_key_spki_der,
            destination, not_before, not_after, revoked_at, signature
     FROM permission_registry
-    WHERE permission_id >= $1
-    ORDER BY permission_id
-    LIMIT $2
+",
+            $which,
+            "
 ) p
 LEFT JOIN principal_signing_keys k ON k.key_id = p.signing_key_id
 LEFT JOIN LATERAL (
@@ -63,7 +71,15 @@ LEFT JOIN LATERAL (
         LIMIT 16
     ) c
 ) s ON true
-ORDER BY p.permission_id";
+ORDER BY p.permission_id"
+        )
+    };
+}
+pub(crate) use select_stored;
+
+/// `$2` of them, from `$1` on.
+const SELECT_STORED: &str =
+    select_stored!("WHERE permission_id >= $1 ORDER BY permission_id LIMIT $2");
 
 impl Writer {
     /// What the service reads when it is asked that: by the same statement.

@@ -7,6 +7,7 @@
 
 mod connection;
 mod feed;
+mod import;
 mod inspect;
 mod listing;
 mod lookup;
@@ -16,8 +17,9 @@ mod writer;
 
 pub use connection::{OpenError, Options, Reader};
 pub use feed::{Batch, Change, Feed, Progress, Wakeups, Why};
+pub use import::{Added, Import, SignedRow};
 pub use inspect::Stored;
 pub use listing::{Filter, KeyEntry, PermissionEntry, ScopeEntry};
 pub use lookup::LookupError;
 pub use schema::{MigrateError, SCHEMA_VERSION, SchemaError, migrate};
-pub use writer::{WriteError, Writer};
+pub use writer::{OnExisting, WriteError, Writer};

@@ -68,6 +68,15 @@ impl From<sqlx::Error> for WriteError {
     }
 }
 
+/// What to do where a permission of the same id is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnExisting {
+    /// Refuse.
+    Refuse,
+    /// Put the new one in its place, as if the old one had never been revoked.
+    Replace,
+}
+
 /// One connection that changes the registry; needs the role `agent_gateway_writer`.
 #[derive(Debug)]
 pub struct Writer {
@@ -152,25 +161,43 @@ impl Writer {
     }
 
     /// Stores signed permissions, all of them or none.
-    pub async fn grant(&mut self, signed: &[(Permission, Vec<u8>)]) -> Result<(), WriteError> {
+    pub async fn grant(
+        &mut self,
+        signed: &[(Permission, Vec<u8>)],
+        on_existing: OnExisting,
+    ) -> Result<(), WriteError> {
+        let conflict = match on_existing {
+            OnExisting::Refuse => "",
+            OnExisting::Replace => {
+                "ON CONFLICT (permission_id) DO UPDATE
+                 SET signing_key_id = EXCLUDED.signing_key_id,
+                     subject_identity = EXCLUDED.subject_identity,
+                     subject_public_key_spki_der = EXCLUDED.subject_public_key_spki_der,
+                     destination = EXCLUDED.destination,
+                     not_before = EXCLUDED.not_before, not_after = EXCLUDED.not_after,
+                     signature = EXCLUDED.signature, revoked_at = NULL, updated_at = now()"
+            }
+        };
         let mut transaction = self.connection.begin().await?;
         for (permission, signature_der) in signed {
-            sqlx::query(
+            let insert = format!(
                 "INSERT INTO permission_registry
                      (permission_id, signing_key_id, subject_identity,
                       subject_public_key_spki_der, destination, not_before, not_after, signature)
-                 VALUES ($1, $2, $3, $4, $5, $6::text::timestamptz, $7::text::timestamptz, $8)",
-            )
-            .bind(permission.permission_id.as_str())
-            .bind(permission.signing_key_id.as_str())
-            .bind(permission.subject_identity.as_str())
-            .bind(permission.subject_spki.as_der())
-            .bind(permission.destination.to_string())
-            .bind(permission.window.not_before().to_string())
-            .bind(permission.window.not_after().to_string())
-            .bind(signature_der)
-            .execute(&mut *transaction)
-            .await?;
+                 VALUES ($1, $2, $3, $4, $5, $6::text::timestamptz, $7::text::timestamptz, $8)
+                 {conflict}"
+            );
+            sqlx::query(AssertSqlSafe(insert))
+                .bind(permission.permission_id.as_str())
+                .bind(permission.signing_key_id.as_str())
+                .bind(permission.subject_identity.as_str())
+                .bind(permission.subject_spki.as_der())
+                .bind(permission.destination.to_string())
+                .bind(permission.window.not_before().to_string())
+                .bind(permission.window.not_after().to_string())
+                .bind(signature_der)
+                .execute(&mut *transaction)
+                .await?;
         }
         transaction.commit().await?;
         Ok(())

@@ -7,6 +7,8 @@ use registry::{OpenError, SchemaError, WriteError};
 use tpm::{SignError, SoftwareKeyError, TpmError};
 
 use crate::failure::Failure;
+use crate::grant::elsewhere::ElsewhereError;
+use crate::import::ImportError;
 use crate::scope::{Delegation, ScopeGap};
 use crate::subject::SubjectError;
 
@@ -108,6 +110,9 @@ impl Failure {
                 Exit::NothingMatched,
                 "see what there is with `agent-gateway-registry list`",
             ),
+            Self::Import { source, .. } => import(source),
+            Self::Elsewhere { source, .. } => elsewhere(source),
+            Self::OneId(_) => (Exit::Usage, "give one --destination with --id"),
             Self::Unusable(_) | Self::Key(_) | Self::Window(_) => (
                 Exit::Internal,
                 "nothing was written; this should not happen",
@@ -116,6 +121,7 @@ impl Failure {
                 Exit::Output,
                 "see what there is now with `agent-gateway-registry list`",
             ),
+            Self::NoTime => (Exit::Unavailable, "set the clock"),
             Self::Runtime(_) => (
                 Exit::Internal,
                 "the system refused a thread or a file descriptor",
@@ -171,6 +177,45 @@ fn subject(error: &SubjectError) -> (Exit, &'static str) {
     }
 }
 
+fn import(error: &ImportError) -> (Exit, &'static str) {
+    match error {
+        ImportError::Read(source) => match source.kind() {
+            ErrorKind::PermissionDenied => (Exit::NoPermission, SYSTEM),
+            ErrorKind::InvalidData => (Exit::Data, "it is not UTF-8 text"),
+            _ => (Exit::NoInput, SYSTEM),
+        },
+        ImportError::CutOff(_) | ImportError::Line(..) => (
+            Exit::Data,
+            "nothing was imported: get the file again from where it was written",
+        ),
+        ImportError::Fault { .. } => (
+            Exit::Data,
+            "nothing was imported: register the key or grant its scope, or leave the line out",
+        ),
+        ImportError::Taken { .. } => (
+            Exit::CantCreate,
+            "nothing was imported: `agent-gateway-registry show` tells what is there",
+        ),
+    }
+}
+
+fn elsewhere(error: &ElsewhereError) -> (Exit, &'static str) {
+    match error {
+        ElsewhereError::Read(source) => match source.kind() {
+            ErrorKind::PermissionDenied => (Exit::NoPermission, SYSTEM),
+            _ => (Exit::NoInput, SYSTEM),
+        },
+        ElsewhereError::TooLarge | ElsewhereError::Text(_) => (
+            Exit::Data,
+            "give the text exactly as `grant --dry-run` wrote it, with one destination",
+        ),
+        ElsewhereError::Denied(_) => (
+            Exit::Data,
+            "sign the file's exact bytes with the registered key: ECDSA, SHA-256, DER",
+        ),
+    }
+}
+
 fn open(error: &OpenError) -> (Exit, &'static str) {
     match error {
         OpenError::BadUrl => (
@@ -194,6 +239,10 @@ fn open(error: &OpenError) -> (Exit, &'static str) {
 
 fn write(error: &WriteError) -> (Exit, &'static str) {
     match error {
+        WriteError::Exists("permission id") => (
+            Exit::CantCreate,
+            "see it with `agent-gateway-registry show`; --replace puts the new one in its place",
+        ),
         WriteError::Exists(_) => (
             Exit::CantCreate,
             "see what there is with `agent-gateway-registry list keys`",

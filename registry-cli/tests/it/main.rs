@@ -9,6 +9,7 @@
 )]
 
 mod asking;
+mod elsewhere;
 mod granting;
 mod keys;
 mod listing;

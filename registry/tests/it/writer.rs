@@ -64,9 +64,12 @@ async fn what_the_writer_writes_is_what_the_reader_reads() {
     as_text.times.not_before = window.not_before().to_string();
     as_text.times.not_after = window.not_after().to_string();
     let signed = (permission.clone(), alice.sign(&as_text));
-    writer.grant(std::slice::from_ref(&signed)).await.unwrap();
+    writer
+        .grant(std::slice::from_ref(&signed), OnExisting::Refuse)
+        .await
+        .unwrap();
     assert!(matches!(
-        writer.grant(&[signed]).await,
+        writer.grant(&[signed], OnExisting::Refuse).await,
         Err(WriteError::Exists("permission id"))
     ));
 
