@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use permission::Timestamp;
 use tpm::{Handle, Tcti};
 
+use crate::replicas::Replica;
 use crate::validity::Validity;
 
 const ENVIRONMENT: &str = "\
@@ -26,7 +27,7 @@ Environment:
 const EXIT_STATUS: &str = "\
 Exit status:
    0  done
-   1  no (can-i), or nothing matched (revoke, show)
+   1  no (can-i), nothing matched (revoke, show), or not agreed to
   64  wrong usage, or no usable database url
   65  bad data: a public key, identity or destination that is none, or a grant that the
       registry's keys and scopes don't bear out
@@ -35,6 +36,7 @@ Exit status:
   70  internal failure
   73  can't create: the key or its id is registered already, or a file can't be written
   74  the result could not be written to stdout
+  75  done, but not confirmed by the gateway's services in time (--wait)
   77  not permitted: the database role may only read, or a key file is not yours alone
   78  registry schema missing, unreadable or of another version";
 
@@ -81,13 +83,33 @@ Example:
   agent-gateway-registry grant --key org-alice --identity agent-alpha --spki spki.hex --destination docstore --valid 30d
   agent-gateway-registry grant --text permission.txt --signature permission.sig")]
     Grant(GrantArgs),
-    /// Revoke the permissions that match all that is given
+    /// Revoke the permissions that match
+    ///
+    /// Shows what matches and asks; then revokes all of it in one transaction, or nothing.
     #[command(after_help = "\
-At least one of --id, --identity, --spki and --destination must be given.
+One of --id, --key, --identity, --spki and --destination must be given; more than one with --all-of.
 
 Example:
-  agent-gateway-registry revoke --identity agent-alpha --destination docstore")]
+  agent-gateway-registry revoke --identity agent-alpha
+  agent-gateway-registry revoke --all-of --identity agent-alpha --destination docstore --yes --wait --admin 127.0.0.1:9002")]
     Revoke(RevokeArgs),
+    /// Take back what a key may delegate; permissions that rest on it count no longer
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry revoke-scope org-alice docstore")]
+    RevokeScope(RevokeScopeArgs),
+    /// Revoke a key; nothing that it signed counts any longer
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry revoke-key org-alice")]
+    RevokeKey(RevokeKeyArgs),
+    /// Show who would lose what by a revocation; nothing is changed
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry impact --revoke --identity agent-alpha
+  agent-gateway-registry impact --revoke-scope org-alice docstore
+  agent-gateway-registry impact --revoke-key org-alice")]
+    Impact(ImpactArgs),
     /// Show what stands in the registry
     ///
     /// The state is that of the row itself, by the database's clock. A permission also needs an
@@ -141,6 +163,9 @@ impl Command {
             Command::Grant(GrantArgs { key, text, .. }) => key.key_file.is_none() && text.is_none(),
             Command::GrantScope(_)
             | Command::Revoke(_)
+            | Command::RevokeScope(_)
+            | Command::RevokeKey(_)
+            | Command::Impact(_)
             | Command::List(_)
             | Command::CanI(_)
             | Command::Why(_)
@@ -251,6 +276,78 @@ pub struct RevokeArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it as help")]
     pub selectors: Selectors,
+    /// Several selectors: only permissions that match every one
+    #[arg(long)]
+    pub all_of: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub how: TakeBackArgs,
+}
+
+/// `revoke-scope`
+#[derive(Debug, Args)]
+pub struct RevokeScopeArgs {
+    /// A registered key
+    pub key_id: String,
+    /// What it may delegate no longer, as HOST or HOST:PORT (443 if none)
+    #[arg(required = true, value_name = "DEST")]
+    pub destinations: Vec<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub how: TakeBackArgs,
+}
+
+/// `revoke-key`
+#[derive(Debug, Args)]
+pub struct RevokeKeyArgs {
+    /// A registered key
+    pub key_id: String,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub how: TakeBackArgs,
+}
+
+/// How something is revoked.
+#[derive(Debug, Args)]
+pub struct TakeBackArgs {
+    /// Don't ask
+    #[arg(long)]
+    pub yes: bool,
+    /// Return when every service at --admin has confirmed that it knows
+    #[arg(long, requires = "admin")]
+    pub wait: bool,
+    /// The admin interfaces of the gateway's services, as HOST:PORT or unix:/PATH
+    #[arg(long, num_args = 1.., value_name = "ADDR", requires = "wait")]
+    pub admin: Vec<Replica>,
+    /// How long to wait for them at most
+    #[arg(
+        long,
+        default_value = "60s",
+        value_name = "DURATION",
+        requires = "wait"
+    )]
+    pub timeout: Validity,
+}
+
+/// `impact`
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true))]
+pub struct ImpactArgs {
+    /// Of `revoke` with these selectors
+    #[arg(long, group = "what")]
+    pub revoke: bool,
+    /// Of `revoke-scope`
+    #[arg(long, group = "what", num_args = 2.., value_names = ["KEY_ID", "DEST"])]
+    pub revoke_scope: Vec<String>,
+    /// Of `revoke-key`
+    #[arg(long, group = "what", value_name = "KEY_ID")]
+    pub revoke_key: Option<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub selectors: Selectors,
+    /// Several selectors: only permissions that match every one
+    #[arg(long, requires = "revoke")]
+    pub all_of: bool,
 }
 
 /// Which permissions are meant: all that is given must match.
@@ -402,7 +499,7 @@ mod tests {
             .filter(|command| command.get_name() != "help")
             .map(clap::Command::clone)
             .collect();
-        assert_eq!(names.len(), 10);
+        assert_eq!(names.len(), 13);
         for mut command in names.into_iter().chain([program]) {
             let help = command.render_long_help().to_string();
             let (_, examples) = help.rsplit_once("Example:\n").unwrap();

@@ -16,6 +16,7 @@ use self::verdict::Exit;
 use crate::grant::elsewhere::ElsewhereError;
 use crate::import::ImportError;
 use crate::principal::Place;
+use crate::replicas::{Replica, ReplicaError};
 use crate::scope::{Delegation, ScopeGap};
 use crate::subject::SubjectError;
 use crate::terminal::say;
@@ -133,9 +134,29 @@ pub enum Failure {
         /// What is missing.
         gap: ScopeGap,
     },
+    /// Several selectors, and not said that all must match.
+    #[error("several things given that a permission must match")]
+    SeveralFilters,
+    /// A question, and nobody at a terminal.
+    #[error("not done without a yes, and there is nobody to ask")]
+    NobodyToAsk,
+    /// The user did not agree.
+    #[error("not done: no yes was given")]
+    Declined,
     /// `revoke` found nothing to do.
-    #[error("no permission matches that was not already revoked")]
-    NothingMatched,
+    #[error("no {kind} matches that was not already revoked")]
+    NothingMatched {
+        /// Of what.
+        kind: &'static str,
+    },
+    /// It is done, but not every service knows.
+    #[error("revoked ({revoked}), but not confirmed by {}", listed(missing))]
+    Unconfirmed {
+        /// How many rows.
+        revoked: usize,
+        /// Who, and why not.
+        missing: Vec<(Replica, ReplicaError)>,
+    },
     /// No row of that id.
     #[error("neither a permission nor a key has the id {0}")]
     NoSuchId(Id),
@@ -197,6 +218,12 @@ impl Failure {
         say("hint", &hint);
         ExitCode::from(exit as u8)
     }
+}
+
+fn listed(missing: &[(Replica, ReplicaError)]) -> String {
+    let one =
+        |(replica, error): &(Replica, ReplicaError)| format!("{replica} ({})", with_causes(error));
+    missing.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// The message, and those of its causes that it doesn't repeat.

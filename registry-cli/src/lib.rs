@@ -11,15 +11,18 @@ mod arguments;
 pub mod audit;
 mod can_i;
 pub mod cli;
+mod confirm;
 mod database;
 mod environment;
 mod export;
 pub mod failure;
 mod grant;
+mod impact;
 pub mod import;
 mod list;
 mod principal;
 mod register_key;
+pub mod replicas;
 mod revoke;
 mod scope;
 mod selectors;
@@ -69,6 +72,9 @@ async fn dispatch(command: &Command) -> Result<(Option<Report>, Outcome), Failur
             None => return Ok((None, Outcome::Yes)),
         },
         Command::Revoke(args) => revoke::run(args).await?,
+        Command::RevokeScope(args) => revoke::scope(args).await?,
+        Command::RevokeKey(args) => revoke::key(args).await?,
+        Command::Impact(args) => impact::run(args).await?,
         Command::List(args) => list::run(args).await?,
         Command::CanI(args) => {
             let (report, outcome) = can_i::run(args).await?;

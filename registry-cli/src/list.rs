@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 use crate::cli::{ListArgs, Listed, Selectors, State};
 use crate::database::{self, within};
 use crate::failure::Failure;
-use crate::terminal::{Report, table, when};
+use crate::terminal::{Report, table, tail, when};
 use crate::validity::relative;
 use crate::{selectors, show};
 
@@ -141,12 +141,4 @@ impl<const N: usize> Row<N> {
         add("revoked_at", revoked_at.into());
         object.into()
     }
-}
-
-/// The end of a key in hex: the beginning is the same for all P-256 keys.
-fn tail(hex: &str) -> String {
-    format!(
-        "…{}",
-        hex.get(hex.len().saturating_sub(16)..).unwrap_or(hex)
-    )
 }

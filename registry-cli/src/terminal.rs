@@ -128,6 +128,19 @@ pub(crate) fn write(text: &str) -> Result<Written, Failure> {
     }
 }
 
+/// Shows something that is safe already on stderr; a closed one can't be helped.
+pub(crate) fn tell(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// The end of a key in hex: the beginning is the same for all P-256 keys.
+pub(crate) fn tail(hex: &str) -> String {
+    format!(
+        "…{}",
+        hex.get(hex.len().saturating_sub(16)..).unwrap_or(hex)
+    )
+}
+
 /// Says something on stderr, made safe; a closed stderr can't be helped.
 pub(crate) fn say(kind: &str, message: &str) {
     let _ = writeln!(io::stderr(), "{kind}: {}", escape(message));

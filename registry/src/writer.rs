@@ -3,14 +3,12 @@
 use std::time::Duration;
 
 use permission::{
-    Destination, ECDSA_P256_SHA256, Id, Identity, Permission, PrincipalKey, Scope, Signer, Spki,
-    Timestamp, Window,
+    Destination, ECDSA_P256_SHA256, Id, Permission, PrincipalKey, Scope, Signer, Timestamp, Window,
 };
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::time::timeout;
 
 use crate::connection::{OpenError, connect_options};
-use crate::listing::Filter;
 use crate::lookup::window;
 use crate::schema;
 
@@ -201,27 +199,6 @@ impl Writer {
         }
         transaction.commit().await?;
         Ok(())
-    }
-
-    /// Revokes what the filter matches and was not revoked yet; returns the ids.
-    pub async fn revoke(&mut self, filter: &Filter) -> Result<Vec<String>, WriteError> {
-        Ok(sqlx::query_scalar(
-            "UPDATE permission_registry SET revoked_at = now(), updated_at = now()
-             WHERE revoked_at IS NULL
-               AND ($1::text IS NULL OR permission_id = $1)
-               AND ($2::text IS NULL OR subject_identity = $2)
-               AND ($3::bytea IS NULL OR subject_public_key_spki_der = $3)
-               AND ($4::text IS NULL OR destination = $4)
-               AND ($5::text IS NULL OR signing_key_id = $5)
-             RETURNING permission_id",
-        )
-        .bind(filter.permission_id.as_ref().map(Id::as_str))
-        .bind(filter.identity.as_ref().map(Identity::as_str))
-        .bind(filter.spki.as_ref().map(Spki::as_der))
-        .bind(filter.destination.as_ref().map(ToString::to_string))
-        .bind(filter.key_id.as_ref().map(Id::as_str))
-        .fetch_all(&mut self.connection)
-        .await?)
     }
 
     /// The registered key of that id, as `decide` takes it.

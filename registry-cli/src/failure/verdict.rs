@@ -31,6 +31,8 @@ pub(super) enum Exit {
     CantCreate = 73,
     /// `EX_IOERR`
     Output = 74,
+    /// `EX_TEMPFAIL`
+    Temporary = 75,
     /// `EX_NOPERM`
     NoPermission = 77,
     /// `EX_CONFIG`
@@ -56,7 +58,20 @@ impl Failure {
             Self::Tcti { .. } => (Exit::Usage, "set it right, or give --tcti"),
             Self::NoFilter => (
                 Exit::Usage,
-                "give at least one of --id, --identity, --spki and --destination",
+                "give --id, --key, --identity, --spki or --destination",
+            ),
+            Self::SeveralFilters => (
+                Exit::Usage,
+                "add --all-of if every one must match, or revoke one after the other",
+            ),
+            Self::NobodyToAsk => (
+                Exit::Usage,
+                "add --yes; `impact` shows first who loses what",
+            ),
+            Self::Declined => (Exit::NothingMatched, "nothing was changed"),
+            Self::Unconfirmed { .. } => (
+                Exit::Temporary,
+                "it is revoked in the registry; a service that can't reach it allows nothing soon",
             ),
             Self::NoSuchFilter { .. } => (
                 Exit::Usage,
@@ -106,7 +121,7 @@ impl Failure {
                 "use that id, or another key: another --handle or --key-file",
             ),
             Self::Scope { delegation, gap } => return (Exit::Data, scope(delegation, gap)),
-            Self::NothingMatched | Self::NoSuchId(_) => (
+            Self::NothingMatched { .. } | Self::NoSuchId(_) => (
                 Exit::NothingMatched,
                 "see what there is with `agent-gateway-registry list`",
             ),

@@ -136,7 +136,7 @@ async fn dry_run_refuses_what_a_grant_would_refuse() {
 async fn an_id_is_granted_again_only_if_told_so() {
     let office = Office::with_scopes(&["docstore"]).await;
     office.grant(&[("--id", "perm-1")]);
-    office.done(&["revoke", "--id", "perm-1"]);
+    office.done(&["revoke", "--yes", "--id", "perm-1"]);
     let (status, said) = office.refused_grant(&[("--id", "perm-1")]);
     assert_eq!(status, 73);
     assert!(said.contains("--replace"), "{said}");
@@ -209,7 +209,7 @@ async fn what_is_exported_can_be_imported_elsewhere_and_stays_revoked() {
     let office = Office::with_scopes(&["docstore", "messaging"]).await;
     office.grant(&[("--destination", "docstore"), ("--id", "a")]);
     office.grant(&[("--destination", "messaging"), ("--id", "b")]);
-    office.done(&["revoke", "--id", "b"]);
+    office.done(&["revoke", "--yes", "--id", "b"]);
     let exported = office.cli(&["export"]);
     assert!(exported.status.success(), "{exported:?}");
     let before = office.rows();

@@ -293,7 +293,14 @@ async fn certificate_of_another_agent_is_refused() {
         assert!(said.starts_with(expected), "{said}");
     }
     let stranger = office.file("stranger.pem", office.agent.pem());
-    let (status, _) = office.refused(&["revoke", "--identity", "agent-beta", "--spki", &stranger]);
+    let (status, _) = office.refused(&[
+        "revoke",
+        "--all-of",
+        "--identity",
+        "agent-beta",
+        "--spki",
+        &stranger,
+    ]);
     assert_eq!(status, 65);
 }
 

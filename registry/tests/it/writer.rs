@@ -1,7 +1,7 @@
 //! What the CLI writes, and that the service then reads it.
 
 use permission::{Decision, Id, Permission, PrincipalKey, Timestamp, Window, decide};
-use registry::{Filter, WriteError, Writer};
+use registry::{Filter, Revocation, WriteError, Writer};
 use testbed::rows::Principal;
 
 use super::{grant, migrated, now, reader, request, soon};
@@ -127,8 +127,15 @@ async fn revoking_takes_exactly_what_the_filter_names() {
         destination: Some("x".parse().unwrap()),
         ..Filter::default()
     };
-    assert_eq!(writer.revoke(&filter).await.unwrap(), ["a-x:443"]);
-    assert_eq!(writer.revoke(&filter).await.unwrap(), Vec::<String>::new());
+    let what = Revocation::Permissions(filter);
+    let other = ["a-y:443".to_owned()];
+    let revoked = writer.revoke(&what, Some(&other)).await.unwrap();
+    assert_eq!(revoked.rows, [""; 0]);
+    let revoked = writer.revoke(&what, None).await.unwrap();
+    assert_eq!(revoked.rows, ["a-x:443"]);
+    let again = writer.revoke(&what, None).await.unwrap();
+    assert_eq!(again.rows, [""; 0]);
+    assert!(again.xid > revoked.xid);
     let listed = writer.permissions(&Filter::default()).await.unwrap();
     let revoked: Vec<_> = listed
         .iter()
