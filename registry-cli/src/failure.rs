@@ -50,6 +50,17 @@ pub enum Failure {
         /// Which one.
         option: &'static str,
     },
+    /// `list tunnels`, and nobody to ask.
+    #[error("no --admin given: the gateway's services know their tunnels")]
+    NoAdmin,
+    /// A service gave no answer.
+    #[error("{replica} {source}")]
+    Replica {
+        /// Which one.
+        replica: Replica,
+        /// Why.
+        source: ReplicaError,
+    },
     /// An id that can't be one.
     #[error("{what} {source}")]
     Id {
@@ -211,6 +222,11 @@ pub fn report_usage(error: &clap::Error) -> ExitCode {
 }
 
 impl Failure {
+    /// The message, and what to do about it.
+    pub(crate) fn explained(&self) -> String {
+        format!("{}: {}", with_causes(self), self.verdict().1)
+    }
+
     /// Tells the user, and gives the exit status.
     pub fn report(&self) -> ExitCode {
         let (exit, hint) = self.verdict();

@@ -4,7 +4,6 @@ pub(crate) mod elsewhere;
 
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal as _};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use permission::{
     Candidate, Destination, Id, Identity, Permission, Reason, Request, Scope, Signer, Spki,
@@ -21,9 +20,9 @@ use crate::database::{self, within};
 use crate::failure::Failure;
 use crate::principal::{Place, must_be_active, public_key};
 use crate::scope::{Delegation, must_cover};
-use crate::signed_row;
 use crate::subject::Subject;
 use crate::terminal::{Report, escape, say, to_the_second, when, write};
+use crate::{clock, signed_row};
 
 /// What the command line asks for, read in full.
 struct Asked {
@@ -87,7 +86,7 @@ pub(crate) async fn run(args: &GrantArgs) -> Result<Option<Report>, Failure> {
 
 /// Signs without the registry: what it would refuse, `import` refuses.
 fn offline(asked: &Asked, place: &Place, args: &GrantArgs) -> Result<Option<Report>, Failure> {
-    let permissions = asked.permissions(args.valid.window_from(this_machines_time()?)?)?;
+    let permissions = asked.permissions(args.valid.window_from(clock::now()?)?)?;
     if args.dry_run {
         return Ok(Some(texts(&permissions)));
     }
@@ -103,16 +102,6 @@ fn offline(asked: &Asked, place: &Place, args: &GrantArgs) -> Result<Option<Repo
     }
     write(&lines)?;
     Ok(None)
-}
-
-fn this_machines_time() -> Result<Timestamp, Failure> {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    let micros = since
-        .ok()
-        .and_then(|time| i64::try_from(time.as_micros()).ok());
-    micros
-        .and_then(|micros| Timestamp::from_unix_micros(micros).ok())
-        .ok_or(Failure::NoTime)
 }
 
 /// The exact texts that would be signed; on a terminal they can't move the cursor.

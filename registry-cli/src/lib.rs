@@ -11,8 +11,10 @@ mod arguments;
 pub mod audit;
 mod can_i;
 pub mod cli;
+mod clock;
 mod confirm;
 mod database;
+mod doctor;
 mod environment;
 mod export;
 pub mod failure;
@@ -24,13 +26,16 @@ mod principal;
 mod register_key;
 pub mod replicas;
 mod revoke;
+mod rotate_key;
 mod scope;
 mod selectors;
 mod show;
 pub mod signed_row;
 mod subject;
 mod terminal;
+mod tunnels;
 pub mod validity;
+mod verify;
 mod why;
 
 pub use cli::Cli;
@@ -55,7 +60,7 @@ pub fn run(cli: &Cli) -> Result<Outcome, Failure> {
         .enable_all()
         .build()
         .map_err(Failure::Runtime)?;
-    let (report, outcome) = runtime.block_on(dispatch(&cli.command))?;
+    let (report, outcome) = runtime.block_on(dispatch(&cli.command, cli.json))?;
     if let Some(report) = report {
         terminal::print(&report, cli.json)?;
     }
@@ -63,7 +68,7 @@ pub fn run(cli: &Cli) -> Result<Outcome, Failure> {
 }
 
 /// The report is `None` where a command wrote its result itself.
-async fn dispatch(command: &Command) -> Result<(Option<Report>, Outcome), Failure> {
+async fn dispatch(command: &Command, as_json: bool) -> Result<(Option<Report>, Outcome), Failure> {
     let report = match command {
         Command::RegisterKey(args) => register_key::run(args).await?,
         Command::GrantScope(args) => scope::run(args).await?,
@@ -74,6 +79,7 @@ async fn dispatch(command: &Command) -> Result<(Option<Report>, Outcome), Failur
         Command::Revoke(args) => revoke::run(args).await?,
         Command::RevokeScope(args) => revoke::scope(args).await?,
         Command::RevokeKey(args) => revoke::key(args).await?,
+        Command::RotateKey(args) => rotate_key::run(args).await?,
         Command::Impact(args) => impact::run(args).await?,
         Command::List(args) => list::run(args).await?,
         Command::CanI(args) => {
@@ -83,6 +89,11 @@ async fn dispatch(command: &Command) -> Result<(Option<Report>, Outcome), Failur
         Command::Why(args) => why::run(args).await?,
         Command::Show(args) => show::run(args).await?,
         Command::Import(args) => import::run(args).await?,
+        Command::Verify => return Ok((None, verify::run(as_json).await?)),
+        Command::Doctor(args) => {
+            let (report, outcome) = doctor::run(args).await;
+            return Ok((Some(report), outcome));
+        }
         Command::Export(args) => {
             export::run(args).await?;
             return Ok((None, Outcome::Yes));

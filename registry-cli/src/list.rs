@@ -9,7 +9,7 @@ use crate::database::{self, within};
 use crate::failure::Failure;
 use crate::terminal::{Report, table, tail, when};
 use crate::validity::relative;
-use crate::{selectors, show};
+use crate::{selectors, show, tunnels};
 
 /// A row of any of the three tables.
 struct Row<const N: usize> {
@@ -21,6 +21,9 @@ struct Row<const N: usize> {
 /// Runs the command.
 pub(crate) async fn run(args: &ListArgs) -> Result<Report, Failure> {
     let filter = filter(args)?;
+    if args.what == Listed::Tunnels {
+        return tunnels::report(&args.admin, &filter).await;
+    }
     let mut registry = database::open().await?;
     let now = within(registry.now()).await?;
     let state = args.state;
@@ -59,26 +62,35 @@ pub(crate) async fn run(args: &ListArgs) -> Result<Report, Failure> {
             let names = ["permission_id", "identity", "destination", "key_id", SPKI];
             report(names, rows, state, now)
         }
+        // Answered above, without the registry.
+        Listed::Tunnels => tunnels::report(&args.admin, &filter).await?,
     })
 }
 
 /// What must match; a filter on what the rows don't have is refused, for it would match all.
 fn filter(args: &ListArgs) -> Result<Filter, Failure> {
     let Selectors {
+        id,
+        key,
         identity,
         spki,
         destination,
-        ..
     } = &args.selectors;
+    let (id, key) = (("--id", id.is_some()), ("--key", key.is_some()));
+    let identity = ("--identity", identity.is_some());
+    let spki = ("--spki", spki.is_some());
+    let destination = ("--destination", destination.is_some());
+    let state = ("--state", args.state.is_some());
+    let admin = ("--admin", !args.admin.is_empty());
     let refused = match args.what {
-        Listed::Keys => [("--identity", identity), ("--destination", destination)],
-        Listed::Scopes => [("--identity", identity), ("--spki", spki)],
-        Listed::Permissions => [("", &None), ("", &None)],
+        Listed::Keys => vec![id, identity, destination, admin],
+        Listed::Scopes => vec![id, identity, spki, admin],
+        Listed::Permissions => vec![admin],
+        Listed::Tunnels if !admin.1 => return Err(Failure::NoAdmin),
+        Listed::Tunnels => vec![key, state],
     };
-    for (option, value) in refused {
-        if value.is_some() {
-            return Err(Failure::NoSuchFilter { option });
-        }
+    if let Some((option, _)) = refused.iter().find(|(_, given)| *given) {
+        return Err(Failure::NoSuchFilter { option });
     }
     selectors::read(&args.selectors)
 }

@@ -73,6 +73,14 @@ impl Failure {
                 Exit::Temporary,
                 "it is revoked in the registry; a service that can't reach it allows nothing soon",
             ),
+            Self::NoAdmin => (
+                Exit::Usage,
+                "give --admin HOST:PORT or unix:/PATH: admin.grpc_addr or admin.socket of the service",
+            ),
+            Self::Replica { .. } => (
+                Exit::Unavailable,
+                "check --admin: it is admin.grpc_addr or admin.socket of the service",
+            ),
             Self::NoSuchFilter { .. } => (
                 Exit::Usage,
                 "keys have --key and --spki, scopes --key and --destination, tunnels all but --key",
@@ -81,14 +89,7 @@ impl Failure {
                 Exit::Data,
                 "write 1 to 256 bytes of UTF-8 without control characters",
             ),
-            Self::Destination { text, .. } if !text.is_ascii() => (
-                Exit::Data,
-                "write an international name in its ASCII form (xn--…)",
-            ),
-            Self::Destination { .. } => (
-                Exit::Data,
-                "write HOST or HOST:PORT, as in docstore or [2001:db8::1]:8443",
-            ),
+            Self::Destination { text, .. } => (Exit::Data, destination(text)),
             Self::Subject(error) => subject(error),
             Self::Open(error) => open(error),
             Self::Write(error) => write(error),
@@ -143,6 +144,14 @@ impl Failure {
             ),
         };
         (exit, hint.to_owned())
+    }
+}
+
+fn destination(text: &str) -> &'static str {
+    if text.is_ascii() {
+        "write HOST or HOST:PORT, as in docstore or [2001:db8::1]:8443"
+    } else {
+        "write an international name in its ASCII form (xn--…)"
     }
 }
 

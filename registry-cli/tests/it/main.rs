@@ -18,3 +18,4 @@ mod outages;
 mod refusals;
 mod revoking;
 mod subjects;
+mod tending;
