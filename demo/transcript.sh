@@ -99,8 +99,8 @@ transcript() {
     verdict "$docstore, stranger's key" "tunnel 403, no_permission" "$seen"
 
     try "6. org-alice takes the permission back."
-    show "agent-gateway-registry revoke --identity agent-alpha --destination $docstore"
-    registry revoke --identity agent-alpha --destination "$docstore"
+    show "agent-gateway-registry revoke --all-of --identity agent-alpha --destination $docstore --yes"
+    registry revoke --all-of --identity agent-alpha --destination "$docstore" --yes
     show "$curl $page"
     fetch agent-alpha "$page"
     verdict "$docstore, revoked" "tunnel 403, permission_revoked" "$seen"

@@ -157,6 +157,16 @@ impl Candidate {
             Row::Unsigned(permission) => permission,
         }
     }
+
+    /// Whether its registered key signed it; who audits rows asks this of revoked ones, too.
+    pub fn is_signed(&self) -> bool {
+        matches!(self.row, Row::Signed(_))
+    }
+
+    /// Whether the key that it names is registered, and one that can be used.
+    pub fn has_signer(&self) -> bool {
+        self.signer.is_some()
+    }
 }
 
 /// Decides `request` at the time `now`.

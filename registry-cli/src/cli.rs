@@ -8,12 +8,17 @@
     reason = "the comments are the help text, in which backticks would show"
 )]
 
-use std::path::PathBuf;
+mod grants;
+mod listings;
+mod revocations;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use tpm::{Handle, Tcti};
+use clap::{Parser, Subcommand};
 
-use crate::validity::Validity;
+pub use self::grants::{
+    ExportArgs, GrantArgs, GrantScopeArgs, ImportArgs, KeyArgs, RegisterKeyArgs, RotateKeyArgs,
+};
+pub use self::listings::{DoctorArgs, ListArgs, Listed, RequestArgs, Selectors, ShowArgs, State};
+pub use self::revocations::{ImpactArgs, RevokeArgs, RevokeKeyArgs, RevokeScopeArgs, TakeBackArgs};
 
 const ENVIRONMENT: &str = "\
 Environment:
@@ -25,7 +30,8 @@ Environment:
 const EXIT_STATUS: &str = "\
 Exit status:
    0  done
-   1  nothing matched (revoke)
+   1  no (can-i), a bad row (verify), a failed check (doctor), nothing matched (revoke,
+      show), or not agreed to
   64  wrong usage, or no usable database url
   65  bad data: a public key, identity or destination that is none, or a grant that the
       registry's keys and scopes don't bear out
@@ -34,6 +40,7 @@ Exit status:
   70  internal failure
   73  can't create: the key or its id is registered already, or a file can't be written
   74  the result could not be written to stdout
+  75  done, but not confirmed by the gateway's services in time (--wait)
   77  not permitted: the database role may only read, or a key file is not yours alone
   78  registry schema missing, unreadable or of another version";
 
@@ -77,138 +84,128 @@ Example:
     /// Sign permissions: one agent's key may reach these destinations for a while
     #[command(after_help = "\
 Example:
-  agent-gateway-registry grant --key org-alice --identity agent-alpha --spki spki.hex --destination docstore --valid 30d")]
+  agent-gateway-registry grant --key org-alice --identity agent-alpha --spki spki.hex --destination docstore --valid 30d
+  agent-gateway-registry grant --text permission.txt --signature permission.sig")]
     Grant(GrantArgs),
-    /// Revoke the permissions that match all that is given
+    /// Revoke the permissions that match
+    ///
+    /// Shows what matches and asks; then revokes all of it in one transaction, or nothing.
     #[command(after_help = "\
-At least one of --id, --identity, --spki and --destination must be given.
+One of --id, --key, --identity, --spki and --destination must be given; more than one with --all-of.
 
 Example:
-  agent-gateway-registry revoke --identity agent-alpha --destination docstore")]
+  agent-gateway-registry revoke --identity agent-alpha
+  agent-gateway-registry revoke --all-of --identity agent-alpha --destination docstore --yes --wait --admin 127.0.0.1:9002")]
     Revoke(RevokeArgs),
+    /// Take back what a key may delegate; permissions that rest on it count no longer
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry revoke-scope org-alice docstore")]
+    RevokeScope(RevokeScopeArgs),
+    /// Revoke a key; nothing that it signed counts any longer
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry revoke-key org-alice")]
+    RevokeKey(RevokeKeyArgs),
+    /// Let a new key take over an old one's scopes and sign its permissions again
+    ///
+    /// Shows first what it will do, and asks. Both keys count until the old one ends.
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry rotate-key org-alice org-alice-2 --handle 0x81010011 --old-ends-in 7d")]
+    RotateKey(RotateKeyArgs),
+    /// Show who would lose what by a revocation; nothing is changed
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry impact --revoke --identity agent-alpha
+  agent-gateway-registry impact --revoke-scope org-alice docstore
+  agent-gateway-registry impact --revoke-key org-alice")]
+    Impact(ImpactArgs),
     /// Show what stands in the registry
     ///
     /// The state is that of the row itself, by the database's clock. A permission also needs an
     /// active key and scope, and a signature that verifies.
     #[command(after_help = "\
 Example:
-  agent-gateway-registry list permissions --json")]
+  agent-gateway-registry list permissions --identity agent-alpha --state active --json
+  agent-gateway-registry list tunnels --admin 127.0.0.1:9002")]
     List(ListArgs),
+    /// Say whether the gateway would allow a request, and if not why not
+    ///
+    /// By the service's own rules, from what the registry holds now. The service also looks where
+    /// the destination leads: an address that must not be reached is denied there.
+    #[command(after_help = "\
+Exit status 0 is yes, 1 is no.
+
+Example:
+  agent-gateway-registry can-i --identity agent-alpha --spki spki.hex --destination docstore")]
+    CanI(RequestArgs),
+    /// Show every permission that a request could rest on, and the check at which each one falls
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry why --identity agent-alpha --spki spki.hex --destination docstore")]
+    Why(RequestArgs),
+    /// Show all about a permission or a key
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry show perm-7d0c6f0e-4a0b-4f5e-9d57-0f2b8a1c3e55")]
+    Show(ShowArgs),
+    /// Store signed permissions from a file, all of them or none
+    ///
+    /// Every signature is verified, and what could not be used is refused, by its line. A
+    /// permission that is there already is left as it is, also if it was revoked.
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry import permissions.jsonl")]
+    Import(ImportArgs),
+    /// Write signed permissions as lines of JSON
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry export --identity agent-alpha")]
+    Export(ExportArgs),
+    /// Check every row's signature, scope and window, and name each bad one
+    ///
+    /// Rows that have ended or were revoked must still bear the signature of their key. With
+    /// --json each line is an object, the last one the count.
+    #[command(after_help = "\
+Exit status 1 if there is a bad row.
+
+Example:
+  agent-gateway-registry verify")]
+    Verify,
+    /// Check the database, the role, the clock, the key, and what is about to expire
+    #[command(after_help = "\
+Exit status 1 if anything has failed.
+
+Example:
+  agent-gateway-registry doctor")]
+    Doctor(DoctorArgs),
 }
 
 impl Command {
     /// Whether the command talks with the TPM.
     pub fn uses_tpm(&self) -> bool {
         match self {
-            Command::RegisterKey(RegisterKeyArgs { key, .. })
-            | Command::Grant(GrantArgs { key, .. }) => key.key_file.is_none(),
-            Command::GrantScope(_) | Command::Revoke(_) | Command::List(_) => false,
+            Command::RegisterKey(RegisterKeyArgs {
+                key, public_key, ..
+            }) => key.key_file.is_none() && public_key.is_none(),
+            Command::Doctor(DoctorArgs { key, .. })
+            | Command::RotateKey(RotateKeyArgs { key, .. }) => key.key_file.is_none(),
+            Command::Grant(GrantArgs { key, text, .. }) => key.key_file.is_none() && text.is_none(),
+            Command::GrantScope(_)
+            | Command::Revoke(_)
+            | Command::RevokeScope(_)
+            | Command::RevokeKey(_)
+            | Command::Impact(_)
+            | Command::List(_)
+            | Command::CanI(_)
+            | Command::Why(_)
+            | Command::Show(_)
+            | Command::Import(_)
+            | Command::Export(_)
+            | Command::Verify => false,
         }
     }
-}
-
-/// `register-key`
-#[derive(Debug, Args)]
-pub struct RegisterKeyArgs {
-    /// The name of the key in the registry: 1 to 256 bytes
-    pub key_id: String,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "clap would show it as help")]
-    pub key: KeyArgs,
-    /// How long from now the key's signatures count: 365d, 12h, 90m or 45s
-    #[arg(long, default_value = "365d", value_name = "DURATION")]
-    pub valid: Validity,
-}
-
-/// `grant-scope`
-#[derive(Debug, Args)]
-pub struct GrantScopeArgs {
-    /// A registered key
-    pub key_id: String,
-    /// What it may delegate, as HOST or HOST:PORT (443 if none)
-    #[arg(required = true, value_name = "DEST")]
-    pub destinations: Vec<String>,
-    /// For how long from now: 365d, 12h, 90m or 45s
-    #[arg(long, default_value = "365d", value_name = "DURATION")]
-    pub valid: Validity,
-}
-
-/// `grant`
-#[derive(Debug, Args)]
-pub struct GrantArgs {
-    /// The registered key that signs
-    #[arg(long = "key", value_name = "KEY_ID")]
-    pub key_id: String,
-    #[command(flatten)]
-    #[expect(missing_docs, reason = "clap would show it as help")]
-    pub key: KeyArgs,
-    /// The agent's identity, as in its certificate; case-sensitive
-    #[arg(long)]
-    pub identity: String,
-    /// The agent's public key: hex digits, or a file with hex, DER, a PEM public key or its PEM
-    /// certificate (a file whose name is only hex digits: write ./NAME)
-    #[arg(long, value_name = "FILE|HEX")]
-    pub spki: String,
-    /// What the agent may reach, as HOST or HOST:PORT (443 if none)
-    #[arg(long = "destination", required = true, num_args = 1.., value_name = "DEST")]
-    pub destinations: Vec<String>,
-    /// For how long from now: 30d, 12h, 90m or 45s
-    #[arg(long, default_value = "30d", value_name = "DURATION")]
-    pub valid: Validity,
-}
-
-/// `revoke`
-#[derive(Debug, Args)]
-pub struct RevokeArgs {
-    /// The permission of this id
-    #[arg(long, value_name = "PERMISSION_ID")]
-    pub id: Option<String>,
-    /// Those of this agent
-    #[arg(long)]
-    pub identity: Option<String>,
-    /// Those of this agent's key, in any of the forms that `grant` takes
-    #[arg(long, value_name = "FILE|HEX")]
-    pub spki: Option<String>,
-    /// Those to this destination
-    #[arg(long, value_name = "DEST")]
-    pub destination: Option<String>,
-}
-
-/// `list`
-#[derive(Debug, Args)]
-pub struct ListArgs {
-    /// What to show
-    #[arg(value_enum, default_value_t = Listed::Permissions)]
-    pub what: Listed,
-}
-
-/// What can be listed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Listed {
-    /// Principals' keys
-    Keys,
-    /// What the keys may delegate
-    Scopes,
-    /// What agents may reach
-    Permissions,
-}
-
-/// Where a principal's key is.
-#[derive(Debug, Args)]
-pub struct KeyArgs {
-    // The environment variable is not clap's: there it would count as given, and so exclude
-    // --key-file.
-    /// How the TPM is reached, such as device:/dev/tpmrm0
-    /// [env: AGENT_GATEWAY_TCTI] [default: swtpm:host=127.0.0.1,port=2321]
-    #[arg(long, conflicts_with = "key_file")]
-    pub tcti: Option<Tcti>,
-    /// Persistent handle of the key in the TPM; agents' keys are at another
-    #[arg(long, default_value = "0x81010010", conflicts_with = "key_file")]
-    pub handle: Handle,
-    /// Use a software key in this file instead of the TPM: whoever can read the file can copy the
-    /// key
-    #[arg(long, value_name = "FILE")]
-    pub key_file: Option<PathBuf>,
 }
 
 #[cfg(test)]
@@ -231,12 +228,15 @@ mod tests {
             .filter(|command| command.get_name() != "help")
             .map(clap::Command::clone)
             .collect();
-        assert_eq!(names.len(), 5);
+        assert_eq!(names.len(), 16);
         for mut command in names.into_iter().chain([program]) {
             let help = command.render_long_help().to_string();
             let (_, examples) = help.rsplit_once("Example:\n").unwrap();
             let mut seen = 0;
-            for line in examples.lines().filter(|line| !line.contains("export ")) {
+            let commands = examples
+                .lines()
+                .filter(|line| !line.starts_with("  export "));
+            for line in commands {
                 Cli::try_parse_from(line.split_whitespace()).unwrap();
                 seen += 1;
             }

@@ -4,6 +4,7 @@ mod verdict;
 
 use std::error::Error;
 use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -12,7 +13,10 @@ use registry::{OpenError, WriteError};
 use tpm::{ParseTctiError, SignError, SoftwareKeyError, TpmError};
 
 use self::verdict::Exit;
+use crate::grant::elsewhere::ElsewhereError;
+use crate::import::ImportError;
 use crate::principal::Place;
+use crate::replicas::{Replica, ReplicaError};
 use crate::scope::{Delegation, ScopeGap};
 use crate::subject::SubjectError;
 use crate::terminal::say;
@@ -40,6 +44,23 @@ pub enum Failure {
     /// `revoke` without anything to match would revoke all.
     #[error("nothing given that a permission must match")]
     NoFilter,
+    /// `list` with a filter on what the rows don't have.
+    #[error("{option} does not apply to what is listed")]
+    NoSuchFilter {
+        /// Which one.
+        option: &'static str,
+    },
+    /// `list tunnels`, and nobody to ask.
+    #[error("no --admin given: the gateway's services know their tunnels")]
+    NoAdmin,
+    /// A service gave no answer.
+    #[error("{replica} {source}")]
+    Replica {
+        /// Which one.
+        replica: Replica,
+        /// Why.
+        source: ReplicaError,
+    },
     /// An id that can't be one.
     #[error("{what} {source}")]
     Id {
@@ -124,9 +145,51 @@ pub enum Failure {
         /// What is missing.
         gap: ScopeGap,
     },
+    /// Several selectors, and not said that all must match.
+    #[error("several things given that a permission must match")]
+    SeveralFilters,
+    /// A question, and nobody at a terminal.
+    #[error("not done without a yes, and there is nobody to ask")]
+    NobodyToAsk,
+    /// The user did not agree.
+    #[error("not done: no yes was given")]
+    Declined,
     /// `revoke` found nothing to do.
-    #[error("no permission matches that was not already revoked")]
-    NothingMatched,
+    #[error("no {kind} matches that was not already revoked")]
+    NothingMatched {
+        /// Of what.
+        kind: &'static str,
+    },
+    /// It is done, but not every service knows.
+    #[error("revoked ({revoked}), but not confirmed by {}", listed(missing))]
+    Unconfirmed {
+        /// How many rows.
+        revoked: usize,
+        /// Who, and why not.
+        missing: Vec<(Replica, ReplicaError)>,
+    },
+    /// No row of that id.
+    #[error("neither a permission nor a key has the id {0}")]
+    NoSuchId(Id),
+    /// A file of signed permissions that can't be taken.
+    #[error("{}: {source}", path.display())]
+    Import {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        source: ImportError,
+    },
+    /// `--id` for more than one permission.
+    #[error("one id can't name {0} permissions")]
+    OneId(usize),
+    /// The text to be signed elsewhere, or its signature.
+    #[error("{}: {source}", path.display())]
+    Elsewhere {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        source: ElsewhereError,
+    },
     /// A permission was signed that the gateway would deny; it was not stored.
     #[error("the signed permission would be denied: {0}")]
     Unusable(Reason),
@@ -139,6 +202,9 @@ pub enum Failure {
     /// The result, which stands, can't be shown.
     #[error("done, but the result can't be written")]
     Output(#[source] io::Error),
+    /// This machine has no usable time.
+    #[error("this machine's clock is outside the years 1970 to 9999")]
+    NoTime,
     /// The operating system has no resources for us.
     #[error("can't start")]
     Runtime(#[source] io::Error),
@@ -156,6 +222,11 @@ pub fn report_usage(error: &clap::Error) -> ExitCode {
 }
 
 impl Failure {
+    /// The message, and what to do about it.
+    pub(crate) fn explained(&self) -> String {
+        format!("{}: {}", with_causes(self), self.verdict().1)
+    }
+
     /// Tells the user, and gives the exit status.
     pub fn report(&self) -> ExitCode {
         let (exit, hint) = self.verdict();
@@ -163,6 +234,12 @@ impl Failure {
         say("hint", &hint);
         ExitCode::from(exit as u8)
     }
+}
+
+fn listed(missing: &[(Replica, ReplicaError)]) -> String {
+    let one =
+        |(replica, error): &(Replica, ReplicaError)| format!("{replica} ({})", with_causes(error));
+    missing.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 /// The message, and those of its causes that it doesn't repeat.

@@ -1,12 +1,15 @@
 //! `grant`: signs permissions, one for each destination, and stores all of them or none.
 
+pub(crate) mod elsewhere;
+
 use std::fmt::Write as _;
+use std::io::{self, IsTerminal as _};
 
 use permission::{
-    Candidate, Destination, Id, Identity, Permission, Request, Scope, Signer, Spki, Timestamp,
-    Window, judge,
+    Candidate, Destination, Id, Identity, Permission, Reason, Request, Scope, Signer, Spki,
+    Timestamp, Verified, Window, judge,
 };
-use registry::Writer;
+use registry::{OnExisting, Writer};
 use serde_json::json;
 use tpm::SigningKey;
 use uuid::Uuid;
@@ -18,7 +21,8 @@ use crate::failure::Failure;
 use crate::principal::{Place, must_be_active, public_key};
 use crate::scope::{Delegation, must_cover};
 use crate::subject::Subject;
-use crate::terminal::{Report, escape, say, to_the_second, when};
+use crate::terminal::{Report, escape, say, to_the_second, when, write};
+use crate::{clock, signed_row};
 
 /// What the command line asks for, read in full.
 struct Asked {
@@ -26,12 +30,24 @@ struct Asked {
     identity: Identity,
     spki: Spki,
     destinations: Vec<Destination>,
+    permission_id: Option<Id>,
 }
 
-/// Runs the command.
-pub(crate) async fn run(args: &GrantArgs) -> Result<Report, Failure> {
+/// Runs the command; `None` if it wrote its result itself.
+pub(crate) async fn run(args: &GrantArgs) -> Result<Option<Report>, Failure> {
+    let on_existing = if args.replace {
+        OnExisting::Replace
+    } else {
+        OnExisting::Refuse
+    };
+    if let (Some(text), Some(signature)) = (&args.text, &args.signature) {
+        return elsewhere::run(text, signature, on_existing).await.map(Some);
+    }
     let asked = Asked::read(args)?;
     let place = Place::named(&args.key)?;
+    if args.offline {
+        return offline(&asked, &place, args);
+    }
     let mut registry = database::open().await?;
     let now = within(registry.now()).await?;
     let window = args.valid.window_from(now)?;
@@ -39,6 +55,18 @@ pub(crate) async fn run(args: &GrantArgs) -> Result<Report, Failure> {
     let signer = signer.ok_or_else(|| Failure::KeyUnknown(asked.key_id.clone()))?;
     must_be_active(&asked.key_id, &signer, now)?;
     let scopes = covering_scopes(&mut registry, &asked, &window, now).await?;
+    if signer.window.not_after() < window.not_after() {
+        let end = to_the_second(signer.window.not_after());
+        let key_id = &asked.key_id;
+        say(
+            "warning",
+            &format!("{key_id} ends at {end}, and the permission with it"),
+        );
+    }
+    let permissions = asked.permissions(window)?;
+    if args.dry_run {
+        return Ok(Some(texts(&permissions)));
+    }
 
     let key = place.open()?;
     let key = key.ok_or_else(|| Failure::KeyAbsent(place.clone()))?;
@@ -48,29 +76,70 @@ pub(crate) async fn run(args: &GrantArgs) -> Result<Report, Failure> {
             place,
         });
     }
-    if signer.window.not_after() < window.not_after() {
-        let end = to_the_second(signer.window.not_after());
-        let key_id = &asked.key_id;
-        say(
-            "warning",
-            &format!("{key_id} ends at {end}, and the permission with it"),
-        );
+    let mut granted = Vec::new();
+    for (permission, scopes) in permissions.into_iter().zip(scopes) {
+        granted.push(sign(permission, &*key, &signer, &scopes, now)?);
     }
-    let mut permissions = Vec::new();
-    for (destination, scopes) in asked.destinations.iter().zip(scopes) {
-        let permission = asked.permission(destination, window);
-        permissions.push(sign(permission?, &*key, &signer, &scopes, now)?);
+    within(registry.grant(&granted, on_existing)).await?;
+    Ok(Some(report(&granted, now)))
+}
+
+/// Signs without the registry: what it would refuse, `import` refuses.
+fn offline(asked: &Asked, place: &Place, args: &GrantArgs) -> Result<Option<Report>, Failure> {
+    let permissions = asked.permissions(args.valid.window_from(clock::now()?)?)?;
+    if args.dry_run {
+        return Ok(Some(texts(&permissions)));
     }
-    within(registry.grant(&permissions)).await?;
-    Ok(report(&asked, &permissions, &window, now))
+    let key = place.open()?;
+    let key = key.ok_or_else(|| Failure::KeyAbsent(place.clone()))?;
+    let public = public_key(&*key)?;
+    let mut lines = String::new();
+    for permission in permissions {
+        let signature = key.sign(&permission.canonical_bytes())?;
+        let verified = Verified::new(permission, signature.as_bytes(), &public)
+            .map_err(|_| Failure::Unusable(Reason::SignatureInvalid))?;
+        lines += &signed_row::signed(verified.get(), signature.as_bytes());
+    }
+    write(&lines)?;
+    Ok(None)
+}
+
+/// The exact texts that would be signed; on a terminal they can't move the cursor.
+fn texts(permissions: &[Permission]) -> Report {
+    let mut text = String::new();
+    let mut json = Vec::new();
+    for permission in permissions {
+        // Made of text alone.
+        let canonical = String::from_utf8_lossy(&permission.canonical_bytes()).into_owned();
+        json.push(json!({
+            "permission_id": permission.permission_id.as_str(),
+            "destination": permission.destination.to_string(),
+            "text": canonical,
+        }));
+        text += &canonical;
+    }
+    if io::stdout().is_terminal() {
+        text = text.lines().map(|line| escape(line) + "\n").collect();
+    }
+    Report {
+        text,
+        json: json.into(),
+    }
 }
 
 impl Asked {
     fn read(args: &GrantArgs) -> Result<Self, Failure> {
-        let key_id = id("key id", &args.key_id)?;
-        let identity = Identity::parse(&args.identity)?;
+        // Required, unless --text is given.
+        let text = |option: &Option<String>| option.clone().unwrap_or_default();
+        let key_id = id("key id", &text(&args.key_id))?;
+        let identity = Identity::parse(&text(&args.identity))?;
         let destinations = destinations(&args.destinations)?;
-        let subject = Subject::read(&args.spki)?;
+        let permission_id = args.id.as_deref().map(|text| id("permission id", text));
+        let permission_id = permission_id.transpose()?;
+        if permission_id.is_some() && destinations.len() != 1 {
+            return Err(Failure::OneId(destinations.len()));
+        }
+        let subject = Subject::read(&text(&args.spki))?;
         subject.must_be_p256()?;
         subject.must_be(&identity)?;
         Ok(Self {
@@ -78,18 +147,27 @@ impl Asked {
             identity,
             spki: subject.spki,
             destinations,
+            permission_id,
         })
     }
 
-    fn permission(&self, destination: &Destination, window: Window) -> Result<Permission, Failure> {
-        Ok(Permission {
-            permission_id: id("permission id", &format!("perm-{}", Uuid::new_v4()))?,
-            signing_key_id: self.key_id.clone(),
-            subject_identity: self.identity.clone(),
-            subject_spki: self.spki.clone(),
-            destination: destination.clone(),
-            window,
-        })
+    /// One for each destination.
+    fn permissions(&self, window: Window) -> Result<Vec<Permission>, Failure> {
+        let permission = |destination: &Destination| {
+            let permission_id = match &self.permission_id {
+                Some(id) => id.clone(),
+                None => id("permission id", &format!("perm-{}", Uuid::new_v4()))?,
+            };
+            Ok(Permission {
+                permission_id,
+                signing_key_id: self.key_id.clone(),
+                subject_identity: self.identity.clone(),
+                subject_spki: self.spki.clone(),
+                destination: destination.clone(),
+                window,
+            })
+        };
+        self.destinations.iter().map(permission).collect()
     }
 }
 
@@ -136,46 +214,52 @@ fn sign(
     Ok((permission, signature))
 }
 
-fn report(
-    asked: &Asked,
-    signed: &[(Permission, Vec<u8>)],
-    window: &Window,
-    now: Timestamp,
-) -> Report {
-    let spki = asked.spki.to_hex();
-    let mut text = format!(
-        "identity    {}\nspki        {spki}\nsigned by   {}\nvalid until {}\n",
-        escape(asked.identity.as_str()),
-        escape(asked.key_id.as_str()),
-        when(window.not_after(), now),
-    );
+fn report(signed: &[(Permission, Vec<u8>)], now: Timestamp) -> Report {
+    let mut text = String::new();
+    let mut json = json!({});
     let mut permissions = Vec::new();
     for (permission, _) in signed {
-        let (id, destination) = (&permission.permission_id, &permission.destination);
+        let Permission {
+            permission_id: id,
+            signing_key_id: key_id,
+            subject_identity: identity,
+            subject_spki,
+            destination,
+            window,
+        } = permission;
+        // All but id and destination are the same in all of them.
+        if permissions.is_empty() {
+            let spki = subject_spki.to_hex();
+            text = format!(
+                "identity    {}\nspki        {spki}\nsigned by   {}\nvalid until {}\n",
+                escape(identity.as_str()),
+                escape(key_id.as_str()),
+                when(window.not_after(), now),
+            );
+            json = json!({
+                "identity": identity.as_str(),
+                "spki": spki,
+                "key_id": key_id.as_str(),
+                "not_before": window.not_before().to_string(),
+                "not_after": window.not_after().to_string(),
+            });
+        }
         // Writing to a String can't fail.
-        let _ = writeln!(text, "granted     {id}  {destination}");
+        let _ = writeln!(text, "granted     {}  {destination}", escape(id.as_str()));
         permissions.push(json!({
             "permission_id": id.as_str(),
             "destination": destination.to_string(),
         }));
     }
-    Report {
-        text,
-        json: json!({
-            "identity": asked.identity.as_str(),
-            "spki": spki,
-            "key_id": asked.key_id.as_str(),
-            "not_before": window.not_before().to_string(),
-            "not_after": window.not_after().to_string(),
-            "permissions": permissions,
-        }),
+    if let Some(json) = json.as_object_mut() {
+        json.insert("permissions".to_owned(), permissions.into());
     }
+    Report { text, json }
 }
 
 #[cfg(test)]
 mod tests {
     use p256::ecdsa::DerSignature;
-    use permission::Reason;
     use tpm::{SignError, SoftwareKey};
 
     use super::*;
@@ -206,9 +290,10 @@ mod tests {
             key_id: Id::parse("org-alice").unwrap(),
             identity: Identity::parse("agent-alpha").unwrap(),
             spki: public.spki().clone(),
-            destinations: Vec::new(),
+            destinations: vec!["docstore".parse().unwrap()],
+            permission_id: None,
         };
-        let destination: Destination = "docstore".parse().unwrap();
+        let destination = asked.destinations[0].clone();
         let signer = Signer {
             key: public,
             window,
@@ -220,7 +305,7 @@ mod tests {
             revoked: false,
         };
         let grant = |key: &dyn SigningKey, scopes: &[Scope]| {
-            let permission = asked.permission(&destination, window).unwrap();
+            let permission = asked.permissions(window).unwrap().remove(0);
             match sign(permission, key, &signer, scopes, now) {
                 Ok(_) => None,
                 Err(Failure::Unusable(reason)) => Some(reason),

@@ -8,40 +8,96 @@
 #![forbid(unsafe_code)]
 
 mod arguments;
+pub mod audit;
+mod can_i;
 pub mod cli;
+mod clock;
+mod confirm;
 mod database;
+mod doctor;
 mod environment;
+mod export;
 pub mod failure;
 mod grant;
+mod impact;
+pub mod import;
 mod list;
 mod principal;
 mod register_key;
+pub mod replicas;
 mod revoke;
+mod rotate_key;
 mod scope;
+mod selectors;
+mod show;
+pub mod signed_row;
 mod subject;
 mod terminal;
+mod tunnels;
 pub mod validity;
+mod verify;
+mod why;
 
 pub use cli::Cli;
 pub use failure::Failure;
 
 use cli::Command;
+use terminal::Report;
+
+/// How a command ends that did its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done; and what was asked is so.
+    Yes,
+    /// What was asked is not so.
+    No,
+}
 
 /// Does what was asked, and prints the result.
-pub fn run(cli: &Cli) -> Result<(), Failure> {
+pub fn run(cli: &Cli) -> Result<Outcome, Failure> {
     // One thread: this program does one thing at a time, so waiting for a TPM may block it.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(Failure::Runtime)?;
-    let report = runtime.block_on(async {
-        match &cli.command {
-            Command::RegisterKey(args) => register_key::run(args).await,
-            Command::GrantScope(args) => scope::run(args).await,
-            Command::Grant(args) => grant::run(args).await,
-            Command::Revoke(args) => revoke::run(args).await,
-            Command::List(args) => list::run(args).await,
+    let (report, outcome) = runtime.block_on(dispatch(&cli.command, cli.json))?;
+    if let Some(report) = report {
+        terminal::print(&report, cli.json)?;
+    }
+    Ok(outcome)
+}
+
+/// The report is `None` where a command wrote its result itself.
+async fn dispatch(command: &Command, as_json: bool) -> Result<(Option<Report>, Outcome), Failure> {
+    let report = match command {
+        Command::RegisterKey(args) => register_key::run(args).await?,
+        Command::GrantScope(args) => scope::run(args).await?,
+        Command::Grant(args) => match grant::run(args).await? {
+            Some(report) => report,
+            None => return Ok((None, Outcome::Yes)),
+        },
+        Command::Revoke(args) => revoke::run(args).await?,
+        Command::RevokeScope(args) => revoke::scope(args).await?,
+        Command::RevokeKey(args) => revoke::key(args).await?,
+        Command::RotateKey(args) => rotate_key::run(args).await?,
+        Command::Impact(args) => impact::run(args).await?,
+        Command::List(args) => list::run(args).await?,
+        Command::CanI(args) => {
+            let (report, outcome) = can_i::run(args).await?;
+            return Ok((Some(report), outcome));
         }
-    })?;
-    terminal::print(&report, cli.json)
+        Command::Why(args) => why::run(args).await?,
+        Command::Show(args) => show::run(args).await?,
+        Command::Import(args) => import::run(args).await?,
+        Command::Verify => return Ok((None, verify::run(as_json).await?)),
+        Command::Doctor(args) => {
+            let (report, outcome) = doctor::run(args).await;
+            return Ok((Some(report), outcome));
+        }
+        Command::Export(args) => {
+            export::run(args).await?;
+            return Ok((None, Outcome::Yes));
+        }
+    };
+    Ok((Some(report), Outcome::Yes))
 }

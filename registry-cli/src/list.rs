@@ -1,14 +1,15 @@
 //! `list`: what stands in the registry, as stored.
 
-use permission::time::Position;
 use permission::{Timestamp, Window};
+use registry::Filter;
 use serde_json::{Map, Value};
 
-use crate::cli::{ListArgs, Listed};
+use crate::cli::{ListArgs, Listed, Selectors, State};
 use crate::database::{self, within};
 use crate::failure::Failure;
-use crate::terminal::{Report, table, when};
+use crate::terminal::{Report, table, tail, when};
 use crate::validity::relative;
+use crate::{selectors, show, tunnels};
 
 /// A row of any of the three tables.
 struct Row<const N: usize> {
@@ -19,29 +20,34 @@ struct Row<const N: usize> {
 
 /// Runs the command.
 pub(crate) async fn run(args: &ListArgs) -> Result<Report, Failure> {
+    let filter = filter(args)?;
+    if args.what == Listed::Tunnels {
+        return tunnels::report(&args.admin, &filter).await;
+    }
     let mut registry = database::open().await?;
     let now = within(registry.now()).await?;
+    let state = args.state;
     Ok(match args.what {
         Listed::Keys => {
-            let entries = within(registry.keys()).await?.into_iter();
+            let entries = within(registry.keys(&filter)).await?.into_iter();
             let rows = entries.map(|entry| Row {
                 fields: [entry.key_id, hex::encode(entry.spki)],
                 window: entry.window,
                 revoked_at: entry.revoked_at,
             });
-            report(["key_id", SPKI], rows, now)
+            report(["key_id", SPKI], rows, state, now)
         }
         Listed::Scopes => {
-            let entries = within(registry.all_scopes()).await?.into_iter();
+            let entries = within(registry.all_scopes(&filter)).await?.into_iter();
             let rows = entries.map(|entry| Row {
                 fields: [entry.signing_key_id, entry.destination],
                 window: entry.window,
                 revoked_at: entry.revoked_at,
             });
-            report(["key_id", "destination"], rows, now)
+            report(["key_id", "destination"], rows, state, now)
         }
         Listed::Permissions => {
-            let entries = within(registry.permissions()).await?.into_iter();
+            let entries = within(registry.permissions(&filter)).await?.into_iter();
             let rows = entries.map(|entry| Row {
                 fields: [
                     entry.permission_id,
@@ -54,9 +60,39 @@ pub(crate) async fn run(args: &ListArgs) -> Result<Report, Failure> {
                 revoked_at: entry.revoked_at,
             });
             let names = ["permission_id", "identity", "destination", "key_id", SPKI];
-            report(names, rows, now)
+            report(names, rows, state, now)
         }
+        // Answered above, without the registry.
+        Listed::Tunnels => tunnels::report(&args.admin, &filter).await?,
     })
+}
+
+/// What must match; a filter on what the rows don't have is refused, for it would match all.
+fn filter(args: &ListArgs) -> Result<Filter, Failure> {
+    let Selectors {
+        id,
+        key,
+        identity,
+        spki,
+        destination,
+    } = &args.selectors;
+    let (id, key) = (("--id", id.is_some()), ("--key", key.is_some()));
+    let identity = ("--identity", identity.is_some());
+    let spki = ("--spki", spki.is_some());
+    let destination = ("--destination", destination.is_some());
+    let state = ("--state", args.state.is_some());
+    let admin = ("--admin", !args.admin.is_empty());
+    let refused = match args.what {
+        Listed::Keys => vec![id, identity, destination, admin],
+        Listed::Scopes => vec![id, identity, spki, admin],
+        Listed::Permissions => vec![admin],
+        Listed::Tunnels if !admin.1 => return Err(Failure::NoAdmin),
+        Listed::Tunnels => vec![key, state],
+    };
+    if let Some((option, _)) = refused.iter().find(|(_, given)| *given) {
+        return Err(Failure::NoSuchFilter { option });
+    }
+    selectors::read(&args.selectors)
 }
 
 /// The one field that is too long for a table.
@@ -65,6 +101,7 @@ const SPKI: &str = "spki";
 fn report<const N: usize>(
     names: [&str; N],
     rows: impl Iterator<Item = Row<N>>,
+    state: Option<State>,
     now: Timestamp,
 ) -> Report {
     let heading = |name: &str| name.replace('_', " ").to_uppercase();
@@ -72,7 +109,8 @@ fn report<const N: usize>(
     let headings = names.iter().chain(&after).map(|name| heading(name));
     let mut lines = vec![headings.collect()];
     let mut objects = Vec::new();
-    for row in rows {
+    let wanted = |row: &Row<N>| state.is_none_or(|state| row.state(now) == state.name());
+    for row in rows.filter(wanted) {
         lines.push(row.cells(names, now));
         objects.push(row.object(names, now));
     }
@@ -84,12 +122,7 @@ fn report<const N: usize>(
 
 impl<const N: usize> Row<N> {
     fn state(&self, now: Timestamp) -> &'static str {
-        match self.window.position(now) {
-            _ if self.revoked_at.is_some() => "revoked",
-            Position::Before => "not yet valid",
-            Position::Within => "active",
-            Position::After => "expired",
-        }
+        show::state(&self.window, self.revoked_at.is_some(), now)
     }
 
     fn cells(&self, names: [&str; N], now: Timestamp) -> Vec<String> {
@@ -120,12 +153,4 @@ impl<const N: usize> Row<N> {
         add("revoked_at", revoked_at.into());
         object.into()
     }
-}
-
-/// The end of a key in hex: the beginning is the same for all P-256 keys.
-fn tail(hex: &str) -> String {
-    format!(
-        "…{}",
-        hex.get(hex.len().saturating_sub(16)..).unwrap_or(hex)
-    )
 }

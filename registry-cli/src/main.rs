@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use registry_cli::{Cli, failure};
+use registry_cli::{Cli, Outcome, failure};
 use tpm::tss_log;
 
 fn main() -> ExitCode {
@@ -17,7 +17,8 @@ fn main() -> ExitCode {
         tss_log::silence();
     }
     match registry_cli::run(&cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(Outcome::Yes) => ExitCode::SUCCESS,
+        Ok(Outcome::No) => ExitCode::FAILURE,
         Err(failure) => failure.report(),
     }
 }

@@ -1,7 +1,7 @@
 //! `register-key`: a principal's public key goes into the registry; its private half stays put.
 
-use permission::{Id, PrincipalKey, Window};
-use registry::{WriteError, Writer};
+use permission::{ECDSA_P256_SHA256, Id, PrincipalKey, Window};
+use registry::{Filter, WriteError, Writer};
 use serde_json::json;
 
 use crate::arguments::id;
@@ -9,11 +9,15 @@ use crate::cli::RegisterKeyArgs;
 use crate::database::{self, within};
 use crate::failure::Failure;
 use crate::principal::{Place, must_be_active, public_key};
+use crate::subject::Subject;
 use crate::terminal::{Report, escape, say, when};
 
 /// Runs the command. A key is made only for an id that is still free.
 pub(crate) async fn run(args: &RegisterKeyArgs) -> Result<Report, Failure> {
     let key_id = id("key id", &args.key_id)?;
+    if let Some(public_key) = &args.public_key {
+        return anothers(&key_id, public_key, args).await;
+    }
     let place = Place::named(&args.key)?;
     let mut registry = database::open().await?;
     let now = within(registry.now()).await?;
@@ -65,6 +69,34 @@ pub(crate) async fn run(args: &RegisterKeyArgs) -> Result<Report, Failure> {
     })
 }
 
+/// Registers a key whose private half is elsewhere.
+async fn anothers(key_id: &Id, text: &str, args: &RegisterKeyArgs) -> Result<Report, Failure> {
+    let subject = Subject::read(text)?;
+    subject.must_be_p256()?;
+    let key = PrincipalKey::from_stored(ECDSA_P256_SHA256, subject.spki.as_der())?;
+    let mut registry = database::open().await?;
+    let now = within(registry.now()).await?;
+    let window = args.valid.window_from(now)?;
+    store(&mut registry, key_id, &key, &window).await?;
+    let spki = key.spki().to_hex();
+    Ok(Report {
+        text: format!(
+            "registered  {}\nspki        {spki}\nvalid until {}\n",
+            escape(key_id.as_str()),
+            when(window.not_after(), now),
+        ),
+        json: json!({
+            "key_id": key_id.as_str(),
+            "outcome": "registered",
+            "key": "elsewhere",
+            "place": null,
+            "spki": spki,
+            "not_before": window.not_before().to_string(),
+            "not_after": window.not_after().to_string(),
+        }),
+    })
+}
+
 async fn store(
     registry: &mut Writer,
     key_id: &Id,
@@ -74,10 +106,14 @@ async fn store(
     let stored = within(registry.register_key(key_id, key, window)).await;
     // Whose it is can't be told by the refusal alone.
     if let Err(Failure::Write(WriteError::Exists(_))) = stored {
-        let entries = within(registry.keys()).await?;
+        let filter = Filter {
+            spki: Some(key.spki().clone()),
+            ..Filter::default()
+        };
+        let entries = within(registry.keys(&filter)).await?;
         let same = entries
             .into_iter()
-            .find(|entry| entry.spki == key.spki().as_der() && entry.key_id != key_id.as_str());
+            .find(|entry| entry.key_id != key_id.as_str());
         if let Some(entry) = same {
             return Err(Failure::KeyTaken {
                 registered: entry.key_id,

@@ -1,57 +1,204 @@
-//! `revoke`: takes permissions back; the gateway's next decision already sees it.
+//! `revoke`, `revoke-scope`, `revoke-key`: shows what matches, asks, takes it back in one
+//! transaction, and waits until the gateway knows.
 
-use permission::{Destination, Id, Identity};
-use registry::RevokeFilter;
-use serde_json::json;
+use std::fmt::Write as _;
 
-use crate::arguments::{destination, id};
-use crate::cli::RevokeArgs;
+use permission::Timestamp;
+use registry::{Filter, PermissionEntry, Revocation, Revoked, Writer};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::arguments::{destinations, id};
+use crate::cli::{RevokeArgs, RevokeKeyArgs, RevokeScopeArgs, Selectors, TakeBackArgs};
+use crate::confirm::{ask, must_be_askable};
 use crate::database::{self, within};
 use crate::failure::Failure;
-use crate::subject::Subject;
-use crate::terminal::{Report, escape};
+use crate::replicas::all_confirm;
+use crate::selectors;
+use crate::terminal::{Report, escape, table, tail, tell, when};
 
-/// Runs the command.
+/// Most permissions shown before the question.
+const MOST_SHOWN: usize = 40;
+
+/// Runs `revoke`.
 pub(crate) async fn run(args: &RevokeArgs) -> Result<Report, Failure> {
-    let filter = filter(args)?;
-    let mut registry = database::open().await?;
-    let mut ids = within(registry.revoke(&filter)).await?;
-    if ids.is_empty() {
-        return Err(Failure::NothingMatched);
-    }
-    ids.sort_unstable();
-    let lines = ids.iter().map(|id| format!("revoked {}\n", escape(id)));
-    Ok(Report {
-        text: lines.collect(),
-        json: json!({ "revoked": ids }),
-    })
+    let what = Revocation::Permissions(filter(&args.selectors, args.all_of)?);
+    take_back(&what, "permission", &args.how).await
 }
 
-/// All that is given must match, and nothing given would match everything.
-fn filter(args: &RevokeArgs) -> Result<RevokeFilter, Failure> {
-    let RevokeArgs {
-        id: permission_id,
-        identity,
-        spki,
-        destination: to,
-    } = args;
-    if (permission_id, identity, spki, to) == (&None, &None, &None, &None) {
-        return Err(Failure::NoFilter);
+/// Runs `revoke-scope`.
+pub(crate) async fn scope(args: &RevokeScopeArgs) -> Result<Report, Failure> {
+    let what = Revocation::Scopes {
+        key_id: id("key id", &args.key_id)?,
+        destinations: destinations(&args.destinations)?,
+    };
+    take_back(&what, "scope", &args.how).await
+}
+
+/// Runs `revoke-key`.
+pub(crate) async fn key(args: &RevokeKeyArgs) -> Result<Report, Failure> {
+    let what = Revocation::Key(id("key id", &args.key_id)?);
+    take_back(&what, "key", &args.how).await
+}
+
+/// Nothing given would match everything; and several are taken together only if that is said.
+pub(crate) fn filter(selectors: &Selectors, all_of: bool) -> Result<Filter, Failure> {
+    match selectors.given() {
+        0 => Err(Failure::NoFilter),
+        2.. if !all_of => Err(Failure::SeveralFilters),
+        _ => selectors::read(selectors),
     }
-    let permission_id: Option<Id> = permission_id
-        .as_deref()
-        .map(|text| id("permission id", text))
-        .transpose()?;
-    let identity: Option<Identity> = identity.as_deref().map(Identity::parse).transpose()?;
-    let to: Option<Destination> = to.as_deref().map(destination).transpose()?;
-    let subject = spki.as_deref().map(Subject::read).transpose()?;
-    if let (Some(subject), Some(identity)) = (&subject, &identity) {
-        subject.must_be(identity)?;
+}
+
+async fn take_back(
+    what: &Revocation,
+    kind: &'static str,
+    how: &TakeBackArgs,
+) -> Result<Report, Failure> {
+    if !how.yes {
+        must_be_askable()?;
     }
-    Ok(RevokeFilter {
-        permission_id,
-        identity,
-        spki: subject.map(|subject| subject.spki),
-        destination: to,
-    })
+    let mut registry = database::open().await?;
+    let confirmed = if how.yes {
+        None
+    } else {
+        Some(confirm(&mut registry, what, kind).await?)
+    };
+    let revoked = within(registry.revoke(what, confirmed.as_deref())).await;
+    let committed = Instant::now();
+    let mut revoked = revoked?;
+    if revoked.rows.is_empty() {
+        return Err(Failure::NothingMatched { kind });
+    }
+    revoked.rows.sort_unstable();
+    let mut report = report(what, &revoked);
+    if how.wait {
+        wait(&mut report, &revoked, committed, how).await?;
+    }
+    Ok(report)
+}
+
+/// Shows what would be taken back; returns the ids of the permissions that the user agreed to.
+async fn confirm(
+    registry: &mut Writer,
+    what: &Revocation,
+    kind: &'static str,
+) -> Result<Vec<String>, Failure> {
+    let now = within(registry.now()).await?;
+    let mut permissions = Vec::new();
+    for filter in what.permissions() {
+        permissions.extend(within(registry.permissions(&filter)).await?);
+    }
+    permissions.retain(|entry| entry.revoked_at.is_none());
+    let number = permissions.len();
+    let question = match what {
+        Revocation::Permissions(_) if number == 0 => {
+            return Err(Failure::NothingMatched { kind });
+        }
+        Revocation::Permissions(_) => format!("revoke {}?", counted(number)),
+        Revocation::Scopes {
+            key_id,
+            destinations,
+        } => {
+            let destinations: Vec<_> = destinations.iter().map(ToString::to_string).collect();
+            format!(
+                "revoke the scope of {key_id} for {}, on which {} may rest?",
+                destinations.join(", "),
+                counted(number)
+            )
+        }
+        Revocation::Key(key_id) => {
+            format!("revoke the key {key_id}, which signed {}?", counted(number))
+        }
+    };
+    tell(&shown(&permissions, now));
+    ask(&question)?;
+    Ok(permissions
+        .into_iter()
+        .map(|entry| entry.permission_id)
+        .collect())
+}
+
+fn counted(number: usize) -> String {
+    match number {
+        1 => "1 permission".to_owned(),
+        _ => format!("{number} permissions"),
+    }
+}
+
+fn shown(permissions: &[PermissionEntry], now: Timestamp) -> String {
+    if permissions.is_empty() {
+        return String::new();
+    }
+    let headings = [
+        "PERMISSION ID",
+        "IDENTITY",
+        "DESTINATION",
+        "SPKI",
+        "NOT AFTER",
+    ];
+    let mut lines = vec![headings.map(str::to_owned).to_vec()];
+    lines.extend(permissions.iter().take(MOST_SHOWN).map(|entry| {
+        vec![
+            entry.permission_id.clone(),
+            entry.subject_identity.clone(),
+            entry.destination.clone(),
+            tail(&hex::encode(&entry.subject_spki)),
+            when(entry.window.not_after(), now),
+        ]
+    }));
+    let mut text = table(&lines);
+    if let Some(more @ 1..) = permissions.len().checked_sub(MOST_SHOWN) {
+        // Writing to a String can't fail.
+        let _ = writeln!(text, "… and {more} more");
+    }
+    text
+}
+
+fn report(what: &Revocation, revoked: &Revoked) -> Report {
+    let mut text = String::new();
+    for row in &revoked.rows {
+        let row = escape(row);
+        // Writing to a String can't fail.
+        let _ = match what {
+            Revocation::Permissions(_) => writeln!(text, "revoked {row}"),
+            Revocation::Scopes { key_id, .. } => {
+                writeln!(
+                    text,
+                    "revoked scope of {} for {row}",
+                    escape(key_id.as_str())
+                )
+            }
+            Revocation::Key(_) => writeln!(text, "revoked key {row}"),
+        };
+    }
+    Report {
+        text,
+        json: json!({ "revoked": revoked.rows }),
+    }
+}
+
+async fn wait(
+    report: &mut Report,
+    revoked: &Revoked,
+    committed: Instant,
+    how: &TakeBackArgs,
+) -> Result<(), Failure> {
+    let confirmed = all_confirm(&how.admin, revoked, committed, how.timeout.duration())
+        .await
+        .map_err(|missing| Failure::Unconfirmed {
+            revoked: revoked.rows.len(),
+            missing,
+        })?;
+    let mut listed = Vec::new();
+    for (replica, after) in confirmed {
+        let millis = u64::try_from(after.as_millis()).unwrap_or(u64::MAX);
+        // Writing to a String can't fail.
+        let _ = writeln!(report.text, "confirmed by {replica} after {millis} ms");
+        listed.push(json!({"admin": replica.to_string(), "after_ms": millis}));
+    }
+    if let Some(json) = report.json.as_object_mut() {
+        json.insert("confirmed".to_owned(), Value::from(listed));
+    }
+    Ok(())
 }

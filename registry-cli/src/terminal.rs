@@ -2,7 +2,7 @@
 //! stdout.
 
 use std::fmt::Write as _;
-use std::io::{self, ErrorKind, Write as _};
+use std::io::{self, ErrorKind, IsTerminal as _, Write as _};
 
 use permission::Timestamp;
 use serde_json::Value;
@@ -43,7 +43,7 @@ pub(crate) fn escape(text: &str) -> String {
 
 /// One line of JSON that is as safe on a terminal: in its strings, the only place where they can
 /// be, unsafe characters are escaped as RFC 8259, section 7 has it.
-fn json_line(json: &Value) -> String {
+pub(crate) fn json_line(json: &Value) -> String {
     let mut line = String::new();
     for character in json.to_string().chars() {
         if is_unsafe(character) {
@@ -56,8 +56,41 @@ fn json_line(json: &Value) -> String {
     line + "\n"
 }
 
-/// Aligns the cells of each column, and escapes them; headings are a row like any other.
+/// Aligns the cells of each column, and escapes them; headings are a row like any other. What is
+/// wider than the terminal is laid out as one block for each row.
 pub(crate) fn table(rows: &[Vec<String>]) -> String {
+    let width = io::stdout()
+        .is_terminal()
+        .then(|| rustix::termios::tcgetwinsize(io::stdout()).ok())
+        .flatten()
+        .map(|size| usize::from(size.ws_col))
+        .filter(|columns| *columns > 0);
+    laid_out(rows, width)
+}
+
+fn laid_out(rows: &[Vec<String>], width: Option<usize>) -> String {
+    let table = aligned(rows);
+    let widest = table.lines().map(|line| line.chars().count()).max();
+    match (width, rows.split_first()) {
+        (Some(width), Some((headings, rows))) if widest > Some(width) && !rows.is_empty() => {
+            let blocks: Vec<String> = rows.iter().map(|row| block(headings, row)).collect();
+            blocks.join("\n")
+        }
+        _ => table,
+    }
+}
+
+/// A row as lines of heading and cell.
+fn block(headings: &[String], row: &[String]) -> String {
+    let lines: Vec<_> = headings
+        .iter()
+        .zip(row)
+        .map(|(heading, cell)| vec![heading.clone(), cell.clone()])
+        .collect();
+    aligned(&lines)
+}
+
+fn aligned(rows: &[Vec<String>]) -> String {
     let rows: Vec<Vec<String>> = rows
         .iter()
         .map(|row| row.iter().map(|cell| escape(cell)).collect())
@@ -104,14 +137,41 @@ pub(crate) fn print(report: &Report, as_json: bool) -> Result<(), Failure> {
     } else {
         &report.text
     };
+    write(text).map(drop)
+}
+
+/// Whether anybody still reads.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Written {
+    All,
+    /// No failure: it has seen enough.
+    ReaderGone,
+}
+
+/// Writes data to stdout.
+pub(crate) fn write(text: &str) -> Result<Written, Failure> {
     let mut stdout = io::stdout().lock();
-    match stdout
+    let written = stdout
         .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(Failure::Output(error)),
-        _ => Ok(()),
+        .and_then(|()| stdout.flush());
+    match written {
+        Ok(()) => Ok(Written::All),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(Written::ReaderGone),
+        Err(error) => Err(Failure::Output(error)),
     }
+}
+
+/// Shows something that is safe already on stderr; a closed one can't be helped.
+pub(crate) fn tell(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+/// The end of a key in hex: the beginning is the same for all P-256 keys.
+pub(crate) fn tail(hex: &str) -> String {
+    format!(
+        "…{}",
+        hex.get(hex.len().saturating_sub(16)..).unwrap_or(hex)
+    )
 }
 
 /// Says something on stderr, made safe; a closed stderr can't be helped.
@@ -161,5 +221,19 @@ mod tests {
         let rows = [["ID", "STATE"], ["a\u{202e}", "x"], ["Ωmega", ""]];
         let rows = rows.map(|row| row.map(str::to_owned).to_vec());
         assert_eq!(table(&rows), "ID         STATE\na\\u{202e}  x\nΩmega\n");
+    }
+
+    #[test]
+    fn what_is_wider_than_the_terminal_becomes_blocks() {
+        let rows = [["ID", "STATE"], ["a", "active"], ["b", "revoked"]];
+        let rows = rows.map(|row| row.map(str::to_owned).to_vec());
+        let wide = "ID  STATE\na   active\nb   revoked\n";
+        assert_eq!(laid_out(&rows, None), wide);
+        assert_eq!(laid_out(&rows, Some(11)), wide);
+        assert_eq!(
+            laid_out(&rows, Some(10)),
+            "ID     a\nSTATE  active\n\nID     b\nSTATE  revoked\n"
+        );
+        assert_eq!(laid_out(&rows[..1], Some(3)), "ID  STATE\n");
     }
 }

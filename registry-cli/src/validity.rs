@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use permission::{Timestamp, Window, WindowError};
 
@@ -70,6 +71,11 @@ impl Validity {
         // At most 3650 days: far from the limits of i64.
         let micros = i64::try_from(self.seconds).unwrap_or(i64::MAX) * MICROS_PER_SECOND;
         Window::new(now, now.saturating_add_micros(micros))
+    }
+
+    /// As the clock of this machine measures it.
+    pub fn duration(self) -> Duration {
+        Duration::from_secs(self.seconds)
     }
 
     /// A round length that, begun at `now`, has ended by `end`.

@@ -7,15 +7,25 @@
 
 mod connection;
 mod feed;
+mod health;
+mod import;
+mod inspect;
 mod listing;
 mod lookup;
+mod revocation;
+mod rotation;
 mod schema;
 mod server;
 mod writer;
 
 pub use connection::{OpenError, Options, Reader};
 pub use feed::{Batch, Change, Feed, Progress, Wakeups, Why};
-pub use listing::{KeyEntry, PermissionEntry, ScopeEntry};
+pub use health::{Ending, Rights};
+pub use import::{Added, Import, SignedRow};
+pub use inspect::Stored;
+pub use listing::{Filter, KeyEntry, PermissionEntry, ScopeEntry};
 pub use lookup::LookupError;
+pub use revocation::{Revocation, Revoked};
+pub use rotation::Rotation;
 pub use schema::{MigrateError, SCHEMA_VERSION, SchemaError, migrate};
-pub use writer::{RevokeFilter, WriteError, Writer};
+pub use writer::{OnExisting, WriteError, Writer};

@@ -1,9 +1,24 @@
 //! What stands in the registry, as stored: nothing here was verified.
 
-use permission::{Timestamp, Window};
+use permission::{Destination, Id, Identity, Spki, Timestamp, Window};
 
 use crate::lookup::window;
 use crate::writer::{WriteError, Writer};
+
+/// Which rows: those that meet every condition given and that the table has a column for.
+#[derive(Debug, Clone, Default)]
+pub struct Filter {
+    /// The permission of this id.
+    pub permission_id: Option<Id>,
+    /// This signing key, or what it signed or may delegate.
+    pub key_id: Option<Id>,
+    /// This agent's permissions.
+    pub identity: Option<Identity>,
+    /// This key, or the permissions of this agent key.
+    pub spki: Option<Spki>,
+    /// To this destination.
+    pub destination: Option<Destination>,
+}
 
 /// A registered key, as listed.
 #[derive(Debug, Clone)]
@@ -48,6 +63,8 @@ pub struct PermissionEntry {
     pub window: Window,
     /// When it was taken back.
     pub revoked_at: Option<Timestamp>,
+    /// What its key is said to have made of it.
+    pub signature: Vec<u8>,
 }
 
 /// The columns that the three tables share; times in microseconds since the Unix epoch.
@@ -96,49 +113,91 @@ struct PermissionRow {
     subject_identity: String,
     subject_public_key_spki_der: Vec<u8>,
     destination: String,
+    signature: Vec<u8>,
     #[sqlx(flatten)]
     validity: Validity,
 }
 
 impl Writer {
-    /// All keys, by id.
-    pub async fn keys(&mut self) -> Result<Vec<KeyEntry>, WriteError> {
+    /// Keys, by id.
+    pub async fn keys(&mut self, filter: &Filter) -> Result<Vec<KeyEntry>, WriteError> {
         let rows: Vec<KeyRow> = sqlx::query_as(
             "SELECT key_id, public_key_spki_der, key_id AS row,
                     (extract(epoch FROM not_before) * 1000000)::int8 AS not_before,
                     (extract(epoch FROM not_after) * 1000000)::int8 AS not_after,
                     (extract(epoch FROM revoked_at) * 1000000)::int8 AS revoked_at
-             FROM principal_signing_keys ORDER BY key_id",
+             FROM principal_signing_keys
+             WHERE ($1::text IS NULL OR key_id = $1)
+               AND ($2::bytea IS NULL OR public_key_spki_der = $2)
+             ORDER BY key_id",
         )
+        .bind(filter.key_id.as_ref().map(Id::as_str))
+        .bind(filter.spki.as_ref().map(Spki::as_der))
         .fetch_all(&mut self.connection)
         .await?;
         rows.into_iter().map(TryInto::try_into).collect()
     }
 
-    /// All scopes, by key and destination.
-    pub async fn all_scopes(&mut self) -> Result<Vec<ScopeEntry>, WriteError> {
+    /// Scopes, by key and destination.
+    pub async fn all_scopes(&mut self, filter: &Filter) -> Result<Vec<ScopeEntry>, WriteError> {
         let rows: Vec<ScopeRow> = sqlx::query_as(
             "SELECT signing_key_id, destination, id::text AS row,
                     (extract(epoch FROM not_before) * 1000000)::int8 AS not_before,
                     (extract(epoch FROM not_after) * 1000000)::int8 AS not_after,
                     (extract(epoch FROM revoked_at) * 1000000)::int8 AS revoked_at
-             FROM principal_key_permissions ORDER BY signing_key_id, destination, id",
+             FROM principal_key_permissions
+             WHERE ($1::text IS NULL OR signing_key_id = $1)
+               AND ($2::text IS NULL OR destination = $2)
+             ORDER BY signing_key_id, destination, id",
         )
+        .bind(filter.key_id.as_ref().map(Id::as_str))
+        .bind(filter.destination.as_ref().map(ToString::to_string))
         .fetch_all(&mut self.connection)
         .await?;
         rows.into_iter().map(TryInto::try_into).collect()
     }
 
-    /// All permissions, by agent, destination and id.
-    pub async fn permissions(&mut self) -> Result<Vec<PermissionEntry>, WriteError> {
+    /// Permissions, by agent, destination and id.
+    pub async fn permissions(
+        &mut self,
+        filter: &Filter,
+    ) -> Result<Vec<PermissionEntry>, WriteError> {
+        let mut entries = self.permissions_after(filter, None, None).await?;
+        entries.sort_by(|a, b| {
+            (&a.subject_identity, &a.destination).cmp(&(&b.subject_identity, &b.destination))
+        });
+        Ok(entries)
+    }
+
+    /// At most `most` permissions, by id, from the first after `after`.
+    pub async fn permissions_after(
+        &mut self,
+        filter: &Filter,
+        after: Option<&str>,
+        most: Option<u32>,
+    ) -> Result<Vec<PermissionEntry>, WriteError> {
         let rows: Vec<PermissionRow> = sqlx::query_as(
             "SELECT permission_id, signing_key_id, subject_identity, subject_public_key_spki_der,
-                    destination, permission_id AS row,
+                    destination, signature, permission_id AS row,
                     (extract(epoch FROM not_before) * 1000000)::int8 AS not_before,
                     (extract(epoch FROM not_after) * 1000000)::int8 AS not_after,
                     (extract(epoch FROM revoked_at) * 1000000)::int8 AS revoked_at
-             FROM permission_registry ORDER BY subject_identity, destination, permission_id",
+             FROM permission_registry
+             WHERE ($1::text IS NULL OR permission_id = $1)
+               AND ($2::text IS NULL OR subject_identity = $2)
+               AND ($3::bytea IS NULL OR subject_public_key_spki_der = $3)
+               AND ($4::text IS NULL OR destination = $4)
+               AND ($5::text IS NULL OR signing_key_id = $5)
+               AND ($6::text IS NULL OR permission_id > $6)
+             ORDER BY permission_id LIMIT $7",
         )
+        .bind(filter.permission_id.as_ref().map(Id::as_str))
+        .bind(filter.identity.as_ref().map(Identity::as_str))
+        .bind(filter.spki.as_ref().map(Spki::as_der))
+        .bind(filter.destination.as_ref().map(ToString::to_string))
+        .bind(filter.key_id.as_ref().map(Id::as_str))
+        .bind(after)
+        .bind(most.map(i64::from))
         .fetch_all(&mut self.connection)
         .await?;
         rows.into_iter().map(TryInto::try_into).collect()
@@ -196,6 +255,7 @@ impl TryFrom<PermissionRow> for PermissionEntry {
             destination: row.destination,
             window,
             revoked_at,
+            signature: row.signature,
         })
     }
 }

@@ -30,16 +30,16 @@ pub enum LookupError {
 /// One candidate row with its key and the windows of its scopes, all as stored.
 ///
 /// Times are microseconds since the Unix epoch, so that none can be misread on the way.
-#[derive(sqlx::FromRow)]
-struct CandidateRow {
-    permission_id: String,
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct CandidateRow {
+    pub(crate) permission_id: String,
     signing_key_id: String,
     subject_identity: String,
     subject_public_key_spki_der: Vec<u8>,
     destination: String,
     not_before: i64,
     not_after: i64,
-    revoked: bool,
+    pub(crate) revoked: bool,
     signature: Vec<u8>,
     key_algorithm: Option<String>,
     key_spki_der: Option<Vec<u8>>,
@@ -53,7 +53,7 @@ struct CandidateRow {
 
 /// At most 16 permissions, the ones most likely to allow first, and of each one's key at most 16
 /// scopes that cover it: any number of others could come before the one that counts.
-const SELECT_CANDIDATES: &str = "
+pub(crate) const SELECT_CANDIDATES: &str = "
 SELECT p.permission_id, p.signing_key_id, p.subject_identity, p.subject_public_key_spki_der,
        p.destination,
        (extract(epoch FROM p.not_before) * 1000000)::int8 AS not_before,
@@ -94,22 +94,7 @@ ORDER BY (p.revoked_at IS NULL) DESC, p.not_after DESC";
 impl Reader {
     /// Reads all that a decision about `request` needs; ends by `deadline`.
     pub async fn facts(&self, request: &Request, deadline: Instant) -> Result<Facts, LookupError> {
-        let mut facts = Facts::default();
-        for row in &self.rows(request, deadline).await? {
-            match row.to_candidate() {
-                Ok(candidate) => facts.candidates.push(candidate),
-                Err(column) => {
-                    facts.unreadable += 1;
-                    tracing::warn!(
-                        table = "permission_registry",
-                        column,
-                        permission.id = row.permission_id.escape_debug().to_string(),
-                        "a row holds what can't be signed, and is taken as unsigned"
-                    );
-                }
-            }
-        }
-        Ok(facts)
+        Ok(facts(&self.rows(request, deadline).await?))
     }
 
     /// How many rows [`Reader::facts`] would look at: its query with nothing made of the answer,
@@ -172,6 +157,26 @@ impl Reader {
     }
 }
 
+/// The domain's view of what was read for one request.
+pub(crate) fn facts(rows: &[CandidateRow]) -> Facts {
+    let mut facts = Facts::default();
+    for row in rows {
+        match row.to_candidate() {
+            Ok(candidate) => facts.candidates.push(candidate),
+            Err(column) => {
+                facts.unreadable += 1;
+                tracing::warn!(
+                    table = "permission_registry",
+                    column,
+                    permission.id = row.permission_id.escape_debug().to_string(),
+                    "a row holds what can't be signed, and is taken as unsigned"
+                );
+            }
+        }
+    }
+    facts
+}
+
 /// Whether the connection, and not the query, is at fault.
 fn is_dead(error: &sqlx::Error) -> bool {
     match error {
@@ -186,7 +191,7 @@ fn is_dead(error: &sqlx::Error) -> bool {
 
 impl CandidateRow {
     /// The domain's view of a row, or the column that holds what no permission can hold.
-    fn to_candidate(&self) -> Result<Candidate, &'static str> {
+    pub(crate) fn to_candidate(&self) -> Result<Candidate, &'static str> {
         let permission = Permission {
             permission_id: Id::parse(&self.permission_id).map_err(|_| "permission_id")?,
             signing_key_id: Id::parse(&self.signing_key_id).map_err(|_| "signing_key_id")?,

@@ -3,8 +3,7 @@
 use std::time::Duration;
 
 use permission::{
-    Destination, ECDSA_P256_SHA256, Id, Identity, Permission, PrincipalKey, Scope, Signer, Spki,
-    Timestamp, Window,
+    Destination, ECDSA_P256_SHA256, Id, Permission, PrincipalKey, Scope, Signer, Timestamp, Window,
 };
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::time::timeout;
@@ -67,17 +66,13 @@ impl From<sqlx::Error> for WriteError {
     }
 }
 
-/// Which permissions to revoke: those that meet every condition given.
-#[derive(Debug, Clone, Default)]
-pub struct RevokeFilter {
-    /// This one alone.
-    pub permission_id: Option<Id>,
-    /// All of this agent's.
-    pub identity: Option<Identity>,
-    /// All of this agent key's.
-    pub spki: Option<Spki>,
-    /// All to this destination.
-    pub destination: Option<Destination>,
+/// What to do where a permission of the same id is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnExisting {
+    /// Refuse.
+    Refuse,
+    /// Put the new one in its place, as if the old one had never been revoked.
+    Replace,
 }
 
 /// One connection that changes the registry; needs the role `agent_gateway_writer`.
@@ -164,47 +159,46 @@ impl Writer {
     }
 
     /// Stores signed permissions, all of them or none.
-    pub async fn grant(&mut self, signed: &[(Permission, Vec<u8>)]) -> Result<(), WriteError> {
+    pub async fn grant(
+        &mut self,
+        signed: &[(Permission, Vec<u8>)],
+        on_existing: OnExisting,
+    ) -> Result<(), WriteError> {
+        let conflict = match on_existing {
+            OnExisting::Refuse => "",
+            OnExisting::Replace => {
+                "ON CONFLICT (permission_id) DO UPDATE
+                 SET signing_key_id = EXCLUDED.signing_key_id,
+                     subject_identity = EXCLUDED.subject_identity,
+                     subject_public_key_spki_der = EXCLUDED.subject_public_key_spki_der,
+                     destination = EXCLUDED.destination,
+                     not_before = EXCLUDED.not_before, not_after = EXCLUDED.not_after,
+                     signature = EXCLUDED.signature, revoked_at = NULL, updated_at = now()"
+            }
+        };
         let mut transaction = self.connection.begin().await?;
         for (permission, signature_der) in signed {
-            sqlx::query(
+            let insert = format!(
                 "INSERT INTO permission_registry
                      (permission_id, signing_key_id, subject_identity,
                       subject_public_key_spki_der, destination, not_before, not_after, signature)
-                 VALUES ($1, $2, $3, $4, $5, $6::text::timestamptz, $7::text::timestamptz, $8)",
-            )
-            .bind(permission.permission_id.as_str())
-            .bind(permission.signing_key_id.as_str())
-            .bind(permission.subject_identity.as_str())
-            .bind(permission.subject_spki.as_der())
-            .bind(permission.destination.to_string())
-            .bind(permission.window.not_before().to_string())
-            .bind(permission.window.not_after().to_string())
-            .bind(signature_der)
-            .execute(&mut *transaction)
-            .await?;
+                 VALUES ($1, $2, $3, $4, $5, $6::text::timestamptz, $7::text::timestamptz, $8)
+                 {conflict}"
+            );
+            sqlx::query(AssertSqlSafe(insert))
+                .bind(permission.permission_id.as_str())
+                .bind(permission.signing_key_id.as_str())
+                .bind(permission.subject_identity.as_str())
+                .bind(permission.subject_spki.as_der())
+                .bind(permission.destination.to_string())
+                .bind(permission.window.not_before().to_string())
+                .bind(permission.window.not_after().to_string())
+                .bind(signature_der)
+                .execute(&mut *transaction)
+                .await?;
         }
         transaction.commit().await?;
         Ok(())
-    }
-
-    /// Revokes what the filter matches and was not revoked yet; returns the ids.
-    pub async fn revoke(&mut self, filter: &RevokeFilter) -> Result<Vec<String>, WriteError> {
-        Ok(sqlx::query_scalar(
-            "UPDATE permission_registry SET revoked_at = now(), updated_at = now()
-             WHERE revoked_at IS NULL
-               AND ($1::text IS NULL OR permission_id = $1)
-               AND ($2::text IS NULL OR subject_identity = $2)
-               AND ($3::bytea IS NULL OR subject_public_key_spki_der = $3)
-               AND ($4::text IS NULL OR destination = $4)
-             RETURNING permission_id",
-        )
-        .bind(filter.permission_id.as_ref().map(Id::as_str))
-        .bind(filter.identity.as_ref().map(Identity::as_str))
-        .bind(filter.spki.as_ref().map(Spki::as_der))
-        .bind(filter.destination.as_ref().map(ToString::to_string))
-        .fetch_all(&mut self.connection)
-        .await?)
     }
 
     /// The registered key of that id, as `decide` takes it.

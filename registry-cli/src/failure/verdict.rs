@@ -7,6 +7,8 @@ use registry::{OpenError, SchemaError, WriteError};
 use tpm::{SignError, SoftwareKeyError, TpmError};
 
 use crate::failure::Failure;
+use crate::grant::elsewhere::ElsewhereError;
+use crate::import::ImportError;
 use crate::scope::{Delegation, ScopeGap};
 use crate::subject::SubjectError;
 
@@ -29,6 +31,8 @@ pub(super) enum Exit {
     CantCreate = 73,
     /// `EX_IOERR`
     Output = 74,
+    /// `EX_TEMPFAIL`
+    Temporary = 75,
     /// `EX_NOPERM`
     NoPermission = 77,
     /// `EX_CONFIG`
@@ -54,20 +58,38 @@ impl Failure {
             Self::Tcti { .. } => (Exit::Usage, "set it right, or give --tcti"),
             Self::NoFilter => (
                 Exit::Usage,
-                "give at least one of --id, --identity, --spki and --destination",
+                "give --id, --key, --identity, --spki or --destination",
+            ),
+            Self::SeveralFilters => (
+                Exit::Usage,
+                "add --all-of if every one must match, or revoke one after the other",
+            ),
+            Self::NobodyToAsk => (
+                Exit::Usage,
+                "add --yes; `impact` shows first who loses what",
+            ),
+            Self::Declined => (Exit::NothingMatched, "nothing was changed"),
+            Self::Unconfirmed { .. } => (
+                Exit::Temporary,
+                "it is revoked in the registry; a service that can't reach it allows nothing soon",
+            ),
+            Self::NoAdmin => (
+                Exit::Usage,
+                "give --admin HOST:PORT or unix:/PATH: admin.grpc_addr or admin.socket of the service",
+            ),
+            Self::Replica { .. } => (
+                Exit::Unavailable,
+                "check --admin: it is admin.grpc_addr or admin.socket of the service",
+            ),
+            Self::NoSuchFilter { .. } => (
+                Exit::Usage,
+                "keys have --key and --spki, scopes --key and --destination, tunnels all but --key",
             ),
             Self::Id { .. } | Self::Identity(_) => (
                 Exit::Data,
                 "write 1 to 256 bytes of UTF-8 without control characters",
             ),
-            Self::Destination { text, .. } if !text.is_ascii() => (
-                Exit::Data,
-                "write an international name in its ASCII form (xn--…)",
-            ),
-            Self::Destination { .. } => (
-                Exit::Data,
-                "write HOST or HOST:PORT, as in docstore or [2001:db8::1]:8443",
-            ),
+            Self::Destination { text, .. } => (Exit::Data, destination(text)),
             Self::Subject(error) => subject(error),
             Self::Open(error) => open(error),
             Self::Write(error) => write(error),
@@ -100,10 +122,13 @@ impl Failure {
                 "use that id, or another key: another --handle or --key-file",
             ),
             Self::Scope { delegation, gap } => return (Exit::Data, scope(delegation, gap)),
-            Self::NothingMatched => (
+            Self::NothingMatched { .. } | Self::NoSuchId(_) => (
                 Exit::NothingMatched,
                 "see what there is with `agent-gateway-registry list`",
             ),
+            Self::Import { source, .. } => import(source),
+            Self::Elsewhere { source, .. } => elsewhere(source),
+            Self::OneId(_) => (Exit::Usage, "give one --destination with --id"),
             Self::Unusable(_) | Self::Key(_) | Self::Window(_) => (
                 Exit::Internal,
                 "nothing was written; this should not happen",
@@ -112,12 +137,21 @@ impl Failure {
                 Exit::Output,
                 "see what there is now with `agent-gateway-registry list`",
             ),
+            Self::NoTime => (Exit::Unavailable, "set the clock"),
             Self::Runtime(_) => (
                 Exit::Internal,
                 "the system refused a thread or a file descriptor",
             ),
         };
         (exit, hint.to_owned())
+    }
+}
+
+fn destination(text: &str) -> &'static str {
+    if text.is_ascii() {
+        "write HOST or HOST:PORT, as in docstore or [2001:db8::1]:8443"
+    } else {
+        "write an international name in its ASCII form (xn--…)"
     }
 }
 
@@ -167,6 +201,45 @@ fn subject(error: &SubjectError) -> (Exit, &'static str) {
     }
 }
 
+fn import(error: &ImportError) -> (Exit, &'static str) {
+    match error {
+        ImportError::Read(source) => match source.kind() {
+            ErrorKind::PermissionDenied => (Exit::NoPermission, SYSTEM),
+            ErrorKind::InvalidData => (Exit::Data, "it is not UTF-8 text"),
+            _ => (Exit::NoInput, SYSTEM),
+        },
+        ImportError::CutOff(_) | ImportError::Line(..) => (
+            Exit::Data,
+            "nothing was imported: get the file again from where it was written",
+        ),
+        ImportError::Fault { .. } => (
+            Exit::Data,
+            "nothing was imported: register the key or grant its scope, or leave the line out",
+        ),
+        ImportError::Taken { .. } => (
+            Exit::CantCreate,
+            "nothing was imported: `agent-gateway-registry show` tells what is there",
+        ),
+    }
+}
+
+fn elsewhere(error: &ElsewhereError) -> (Exit, &'static str) {
+    match error {
+        ElsewhereError::Read(source) => match source.kind() {
+            ErrorKind::PermissionDenied => (Exit::NoPermission, SYSTEM),
+            _ => (Exit::NoInput, SYSTEM),
+        },
+        ElsewhereError::TooLarge | ElsewhereError::Text(_) => (
+            Exit::Data,
+            "give the text exactly as `grant --dry-run` wrote it, with one destination",
+        ),
+        ElsewhereError::Denied(_) => (
+            Exit::Data,
+            "sign the file's exact bytes with the registered key: ECDSA, SHA-256, DER",
+        ),
+    }
+}
+
 fn open(error: &OpenError) -> (Exit, &'static str) {
     match error {
         OpenError::BadUrl => (
@@ -190,6 +263,10 @@ fn open(error: &OpenError) -> (Exit, &'static str) {
 
 fn write(error: &WriteError) -> (Exit, &'static str) {
     match error {
+        WriteError::Exists("permission id") => (
+            Exit::CantCreate,
+            "see it with `agent-gateway-registry show`; --replace puts the new one in its place",
+        ),
         WriteError::Exists(_) => (
             Exit::CantCreate,
             "see what there is with `agent-gateway-registry list keys`",

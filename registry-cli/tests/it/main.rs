@@ -8,6 +8,8 @@
     reason = "a test that can't go on has failed"
 )]
 
+mod asking;
+mod elsewhere;
 mod granting;
 mod keys;
 mod listing;
@@ -16,3 +18,4 @@ mod outages;
 mod refusals;
 mod revoking;
 mod subjects;
+mod tending;

@@ -103,7 +103,7 @@ async fn role_that_may_only_read_lists_and_changes_nothing() {
         ][..],
         &["grant-scope", KEY, "messaging"],
         &strs(&grant),
-        &["revoke", "--identity", AGENT],
+        &["revoke", "--yes", "--identity", AGENT],
     ] {
         let (status, said) = refusal(&as_reader(arguments));
         assert_eq!(status, 77, "{arguments:?}");
@@ -136,7 +136,7 @@ async fn writer_role_needs_no_more() {
         &["grant-scope", KEY, "docstore"],
         &strs(&grant),
         &["list"],
-        &["revoke", "--identity", AGENT],
+        &["revoke", "--yes", "--identity", AGENT],
     ] {
         let mut command = office.command(arguments);
         let output = command
@@ -159,7 +159,7 @@ async fn registry_that_was_never_migrated_is_told_and_no_key_is_made() {
         &["register-key", KEY, "--key-file", &office.key_file()][..],
         &["grant-scope", KEY, "docstore"],
         &strs(&grant),
-        &["revoke", "--identity", AGENT],
+        &["revoke", "--yes", "--identity", AGENT],
         &["list"],
     ] {
         let (status, said) = refusal(&office.cli(arguments));

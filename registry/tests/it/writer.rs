@@ -1,7 +1,7 @@
 //! What the CLI writes, and that the service then reads it.
 
 use permission::{Decision, Id, Permission, PrincipalKey, Timestamp, Window, decide};
-use registry::{RevokeFilter, WriteError, Writer};
+use registry::{Filter, Revocation, WriteError, Writer};
 use testbed::rows::Principal;
 
 use super::{grant, migrated, now, reader, request, soon};
@@ -64,9 +64,12 @@ async fn what_the_writer_writes_is_what_the_reader_reads() {
     as_text.times.not_before = window.not_before().to_string();
     as_text.times.not_after = window.not_after().to_string();
     let signed = (permission.clone(), alice.sign(&as_text));
-    writer.grant(std::slice::from_ref(&signed)).await.unwrap();
+    writer
+        .grant(std::slice::from_ref(&signed), OnExisting::Refuse)
+        .await
+        .unwrap();
     assert!(matches!(
-        writer.grant(&[signed]).await,
+        writer.grant(&[signed], OnExisting::Refuse).await,
         Err(WriteError::Exists("permission id"))
     ));
 
@@ -119,14 +122,21 @@ async fn revoking_takes_exactly_what_the_filter_names() {
         principal.grant(&database, &grant).unwrap();
     }
     let mut writer = Writer::open(&database.url()).await.unwrap();
-    let filter = RevokeFilter {
+    let filter = Filter {
         identity: Some(permission::Identity::parse("a").unwrap()),
         destination: Some("x".parse().unwrap()),
-        ..RevokeFilter::default()
+        ..Filter::default()
     };
-    assert_eq!(writer.revoke(&filter).await.unwrap(), ["a-x:443"]);
-    assert_eq!(writer.revoke(&filter).await.unwrap(), Vec::<String>::new());
-    let listed = writer.permissions().await.unwrap();
+    let what = Revocation::Permissions(filter);
+    let other = ["a-y:443".to_owned()];
+    let revoked = writer.revoke(&what, Some(&other)).await.unwrap();
+    assert_eq!(revoked.rows, [""; 0]);
+    let revoked = writer.revoke(&what, None).await.unwrap();
+    assert_eq!(revoked.rows, ["a-x:443"]);
+    let again = writer.revoke(&what, None).await.unwrap();
+    assert_eq!(again.rows, [""; 0]);
+    assert!(again.xid > revoked.xid);
+    let listed = writer.permissions(&Filter::default()).await.unwrap();
     let revoked: Vec<_> = listed
         .iter()
         .map(|entry| entry.revoked_at.is_some())
@@ -145,7 +155,10 @@ async fn times_survive_to_the_microsecond_in_every_year() {
         .register_key(&id, &key(&alice), &window)
         .await
         .unwrap();
-    assert_eq!(writer.keys().await.unwrap()[0].window, window);
+    assert_eq!(
+        writer.keys(&Filter::default()).await.unwrap()[0].window,
+        window
+    );
 }
 
 #[tokio::test]

@@ -1,0 +1,144 @@
+//! What keys, scopes and grants are made of.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use tpm::{Handle, Tcti};
+
+use super::Selectors;
+use crate::validity::Validity;
+
+/// `register-key`
+#[derive(Debug, Args)]
+pub struct RegisterKeyArgs {
+    /// The name of the key in the registry: 1 to 256 bytes
+    pub key_id: String,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub key: KeyArgs,
+    /// Another holder's public key, in any of the forms that `grant` takes for --spki: no private
+    /// key is needed
+    #[arg(long, value_name = "FILE|HEX", conflicts_with_all = ["tcti", "handle", "key_file"])]
+    pub public_key: Option<String>,
+    /// How long from now the key's signatures count: 365d, 12h, 90m or 45s
+    #[arg(long, default_value = "365d", value_name = "DURATION")]
+    pub valid: Validity,
+}
+
+/// `grant-scope`
+#[derive(Debug, Args)]
+pub struct GrantScopeArgs {
+    /// A registered key
+    pub key_id: String,
+    /// What it may delegate, as HOST or HOST:PORT (443 if none)
+    #[arg(required = true, value_name = "DEST")]
+    pub destinations: Vec<String>,
+    /// For how long from now: 365d, 12h, 90m or 45s
+    #[arg(long, default_value = "365d", value_name = "DURATION")]
+    pub valid: Validity,
+}
+
+/// `grant`
+#[derive(Debug, Args)]
+pub struct GrantArgs {
+    /// The registered key that signs
+    #[arg(long = "key", value_name = "KEY_ID", required_unless_present = "text")]
+    pub key_id: Option<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub key: KeyArgs,
+    /// The agent's identity, as in its certificate; case-sensitive
+    #[arg(long, required_unless_present = "text")]
+    pub identity: Option<String>,
+    /// The agent's public key: hex digits, or a file with hex, DER, a PEM public key or its PEM
+    /// certificate (a file whose name is only hex digits: write ./NAME)
+    #[arg(long, value_name = "FILE|HEX", required_unless_present = "text")]
+    pub spki: Option<String>,
+    /// What the agent may reach, as HOST or HOST:PORT (443 if none)
+    #[arg(long = "destination", required_unless_present = "text", num_args = 1.., value_name = "DEST")]
+    pub destinations: Vec<String>,
+    /// For how long from now: 30d, 12h, 90m or 45s
+    #[arg(long, default_value = "30d", value_name = "DURATION")]
+    pub valid: Validity,
+    /// The id of the permission, if not a new one; for one destination
+    #[arg(long, value_name = "PERMISSION_ID")]
+    pub id: Option<String>,
+    /// Put it in the place of the permission that has this --id, revoked or not
+    #[arg(long, requires = "id")]
+    pub replace: bool,
+    /// Check all, and show the text that would be signed
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Without the registry, by this machine's clock: write the signed permissions to stdout, for
+    /// `import`
+    #[arg(long, conflicts_with = "replace")]
+    pub offline: bool,
+    /// The text that --dry-run showed, signed elsewhere (see --signature)
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "signature",
+        conflicts_with_all = ["key_id", "tcti", "handle", "key_file", "identity", "spki",
+            "destinations", "valid", "id", "dry_run", "offline"]
+    )]
+    pub text: Option<PathBuf>,
+    /// A signature over --text that another program or device made: ECDSA P-256 with SHA-256, DER
+    #[arg(long, value_name = "FILE", requires = "text")]
+    pub signature: Option<PathBuf>,
+}
+
+/// `import`
+#[derive(Debug, Args)]
+pub struct ImportArgs {
+    /// What `export` or `grant --offline` wrote; - is stdin
+    pub file: PathBuf,
+}
+
+/// `export`
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub selectors: Selectors,
+}
+
+/// `rotate-key`
+#[derive(Debug, Args)]
+pub struct RotateKeyArgs {
+    /// The registered key that is to end
+    #[arg(value_name = "OLD_KEY_ID")]
+    pub old: String,
+    /// The name of the key that takes over; it is at --handle or --key-file, or is made there
+    #[arg(value_name = "NEW_KEY_ID")]
+    pub new: String,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub key: KeyArgs,
+    /// How long from now the new key's signatures count: 365d, 12h, 90m or 45s
+    #[arg(long, default_value = "365d", value_name = "DURATION")]
+    pub valid: Validity,
+    /// How long from now the old key's signatures still count
+    #[arg(long, default_value = "7d", value_name = "DURATION")]
+    pub old_ends_in: Validity,
+    /// Don't ask
+    #[arg(long)]
+    pub yes: bool,
+}
+
+/// Where a principal's key is.
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    // The environment variable is not clap's: there it would count as given, and so exclude
+    // --key-file.
+    /// How the TPM is reached, such as device:/dev/tpmrm0
+    /// [env: AGENT_GATEWAY_TCTI] [default: swtpm:host=127.0.0.1,port=2321]
+    #[arg(long, conflicts_with = "key_file")]
+    pub tcti: Option<Tcti>,
+    /// Persistent handle of the key in the TPM; agents' keys are at another
+    #[arg(long, default_value = "0x81010010", conflicts_with = "key_file")]
+    pub handle: Handle,
+    /// Use a software key in this file instead of the TPM: whoever can read the file can copy the
+    /// key
+    #[arg(long, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+}

@@ -1,0 +1,140 @@
+//! `import`: signed rows from a file; every one is held against the registry's keys and scopes,
+//! and all of them are stored or none.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read as _};
+use std::path::Path;
+
+use permission::{Id, Reason, Timestamp};
+use registry::{Import, SignedRow, Stored};
+use serde_json::json;
+
+use crate::audit::{Fault, fault};
+use crate::cli::ImportArgs;
+use crate::database::{self, within};
+use crate::failure::Failure;
+use crate::signed_row::{self, LineError};
+use crate::terminal::Report;
+
+/// Longest line read; the longest that `export` writes of a usable row is far below.
+const MAX_LINE_BYTES: u64 = 32 * 1024;
+/// Rows held at a time.
+const BATCH: usize = 500;
+
+/// What is wrong with a file of signed permissions.
+#[derive(Debug, thiserror::Error)]
+pub enum ImportError {
+    /// It can't be read.
+    #[error("can't be read")]
+    Read(#[from] io::Error),
+    /// It ends in the midst of a line.
+    #[error("line {0} is cut off, or over {MAX_LINE_BYTES} bytes")]
+    CutOff(usize),
+    /// A line that is no signed permission.
+    #[error("line {0}: {1}")]
+    Line(usize, #[source] LineError),
+    /// A row that the gateway would not let anybody use.
+    #[error("line {line}: permission {id}: {fault}")]
+    Fault {
+        /// Counted from 1.
+        line: usize,
+        /// Whose.
+        id: Id,
+        /// Why.
+        fault: Fault,
+    },
+    /// Another permission has that id, in the registry or in the file.
+    #[error("line {line}: permission {id} is there already, and another one")]
+    Taken {
+        /// Counted from 1.
+        line: usize,
+        /// Which.
+        id: Id,
+    },
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: &ImportArgs) -> Result<Report, Failure> {
+    let failed = |source| Failure::Import {
+        path: args.file.clone(),
+        source,
+    };
+    let mut lines = open(&args.file).map_err(|error| failed(error.into()))?;
+    let mut registry = database::open().await?;
+    let now = within(registry.now()).await?;
+    let mut import = within(registry.import()).await?;
+    let (mut new, mut read) = (0, 0);
+    loop {
+        let batch = next_batch(&mut *lines, read).map_err(failed)?;
+        if batch.is_empty() {
+            break;
+        }
+        new += add(&mut import, &batch, read, now).await?.map_err(failed)?;
+        read += batch.len();
+    }
+    within(import.commit()).await?;
+    let known = read as u64 - new;
+    Ok(Report {
+        text: format!("imported    {new}\nunchanged   {known}\n"),
+        json: json!({"imported": new, "unchanged": known}),
+    })
+}
+
+fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
+    Ok(if path == Path::new("-") {
+        Box::new(io::stdin().lock())
+    } else {
+        Box::new(BufReader::new(File::open(path)?))
+    })
+}
+
+/// Reads up to [`BATCH`] lines; `before` were read already.
+fn next_batch(lines: &mut dyn BufRead, before: usize) -> Result<Vec<SignedRow>, ImportError> {
+    let mut batch = Vec::new();
+    while batch.len() < BATCH {
+        let number = before + batch.len() + 1;
+        let mut line = String::new();
+        if (&mut *lines).take(MAX_LINE_BYTES).read_line(&mut line)? == 0 {
+            break;
+        }
+        if !line.ends_with('\n') {
+            return Err(ImportError::CutOff(number));
+        }
+        let row = signed_row::read(&line).map_err(|error| ImportError::Line(number, error))?;
+        batch.push(row);
+    }
+    Ok(batch)
+}
+
+/// Adds rows and checks each as it then stands; the outer failure is the database's.
+async fn add(
+    import: &mut Import<'_>,
+    batch: &[SignedRow],
+    before: usize,
+    now: Timestamp,
+) -> Result<Result<u64, ImportError>, Failure> {
+    let added = within(import.add(batch)).await?;
+    let stored: HashMap<&str, &Stored> = added
+        .stored
+        .iter()
+        .map(|stored| (stored.permission_id(), stored))
+        .collect();
+    for (row, line) in batch.iter().zip(before + 1..) {
+        let id = row.permission.permission_id.clone();
+        let Some(stored) = stored.get(id.as_str()) else {
+            let fault = Fault::Denied(Reason::SigningKeyUnknown);
+            return Ok(Err(ImportError::Fault { line, id, fault }));
+        };
+        let same = stored
+            .candidate()
+            .is_ok_and(|candidate| *candidate.permission() == row.permission);
+        if !same {
+            return Ok(Err(ImportError::Taken { line, id }));
+        }
+        if let Some(fault) = fault(stored, now) {
+            return Ok(Err(ImportError::Fault { line, id, fault }));
+        }
+    }
+    Ok(Ok(added.new))
+}

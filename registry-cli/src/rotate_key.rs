@@ -1,0 +1,237 @@
+//! `rotate-key`: a new key takes over an old one's scopes and signs its permissions again; the
+//! old one ends at a date, until which both count.
+
+use std::fmt::Write as _;
+
+use permission::time::Position;
+use permission::{Candidate, Destination, Id, Permission, Scope, Signer, Timestamp, Window, judge};
+use registry::{Filter, Rotation, Writer};
+use serde_json::json;
+use tpm::SigningKey;
+use uuid::Uuid;
+
+use crate::arguments::id;
+use crate::audit::own_request;
+use crate::cli::RotateKeyArgs;
+use crate::confirm::{ask, must_be_askable};
+use crate::database::{self, within};
+use crate::failure::Failure;
+use crate::principal::{Place, must_be_active, public_key};
+use crate::terminal::{Report, escape, tell, when};
+
+/// Both keys, and what passes from one to the other.
+struct Plan {
+    old: Id,
+    new: Id,
+    place: Place,
+    now: Timestamp,
+    old_ends: Timestamp,
+    window: Window,
+    scopes: Vec<(Destination, Window)>,
+    /// As the old key signed them.
+    permissions: Vec<Permission>,
+    /// Those that nobody can use now, and which are not signed again.
+    left: Vec<String>,
+}
+
+/// Runs the command.
+pub(crate) async fn run(args: &RotateKeyArgs) -> Result<Report, Failure> {
+    if !args.yes {
+        must_be_askable()?;
+    }
+    let (old, new) = (id("key id", &args.old)?, id("key id", &args.new)?);
+    let place = Place::named(&args.key)?;
+    let mut registry = database::open().await?;
+    let now = within(registry.now()).await?;
+    let signer = within(registry.signer(&old)).await?;
+    let signer = signer.ok_or_else(|| Failure::KeyUnknown(old.clone()))?;
+    must_be_active(&old, &signer, now)?;
+    if within(registry.signer(&new)).await?.is_some() {
+        return Err(Failure::IdTaken { key_id: new, place });
+    }
+    let old_ends = args.old_ends_in.window_from(now)?.not_after();
+    let mut plan = Plan {
+        old,
+        new,
+        place,
+        now,
+        old_ends: old_ends.min(signer.window.not_after()),
+        window: args.valid.window_from(now)?,
+        scopes: Vec::new(),
+        permissions: Vec::new(),
+        left: Vec::new(),
+    };
+    plan.fill(&mut registry).await?;
+    // Before anything is shown: the key there may be one that is registered already.
+    let found = plan.place.open()?;
+    if let Some(key) = &found {
+        plan.must_be_free(&mut registry, &**key).await?;
+    }
+    tell(&plan.shown());
+    if !args.yes {
+        ask("do this?")?;
+    }
+    let key = match found {
+        Some(key) => key,
+        None => plan.place.create()?,
+    };
+    plan.carry_out(&mut registry, &*key).await
+}
+
+impl Plan {
+    /// Reads what the old key may delegate and has signed.
+    async fn fill(&mut self, registry: &mut Writer) -> Result<(), Failure> {
+        let olds = Filter {
+            key_id: Some(self.old.clone()),
+            ..Filter::default()
+        };
+        for scope in within(registry.all_scopes(&olds)).await? {
+            let open =
+                scope.revoked_at.is_none() && scope.window.position(self.now) != Position::After;
+            let destination = Destination::from_normal_form(&scope.destination);
+            if let (true, Some(destination)) = (open, destination) {
+                self.scopes.push((destination, self.rest(&scope.window)?));
+            }
+        }
+        for entry in within(registry.permissions(&olds)).await? {
+            if entry.revoked_at.is_some() || entry.window.position(self.now) == Position::After {
+                continue;
+            }
+            let stored = within(registry.stored(&entry.permission_id)).await?;
+            let candidate = stored.as_ref().and_then(|stored| stored.candidate().ok());
+            let at = self.now.max(entry.window.not_before());
+            match candidate {
+                Some(candidate) if judge(&candidate, &own_request(&candidate), at).is_ok() => {
+                    self.permissions.push(candidate.permission().clone());
+                }
+                _ => self.left.push(entry.permission_id),
+            }
+        }
+        Ok(())
+    }
+
+    /// What is left of a window.
+    fn rest(&self, window: &Window) -> Result<Window, Failure> {
+        Ok(Window::new(
+            self.now.max(window.not_before()),
+            window.not_after(),
+        )?)
+    }
+
+    async fn must_be_free(
+        &self,
+        registry: &mut Writer,
+        key: &dyn SigningKey,
+    ) -> Result<(), Failure> {
+        let same = Filter {
+            spki: Some(public_key(key)?.spki().clone()),
+            ..Filter::default()
+        };
+        match within(registry.keys(&same)).await?.pop() {
+            Some(entry) => Err(Failure::KeyTaken {
+                registered: entry.key_id,
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn shown(&self) -> String {
+        let mut text = format!(
+            "new key     {} at {}, until {}\nold key     {} ends at {}\n",
+            escape(self.new.as_str()),
+            escape(&self.place.to_string()),
+            when(self.window.not_after(), self.now),
+            escape(self.old.as_str()),
+            when(self.old_ends, self.now),
+        );
+        // Writing to a String can't fail.
+        for (destination, window) in &self.scopes {
+            let until = when(window.not_after(), self.now);
+            let _ = writeln!(text, "scope       {destination} until {until}");
+        }
+        for permission in &self.permissions {
+            let _ = writeln!(
+                text,
+                "sign again  {}  {}  {}",
+                escape(permission.permission_id.as_str()),
+                escape(permission.subject_identity.as_str()),
+                permission.destination,
+            );
+        }
+        for id in &self.left {
+            let _ = writeln!(text, "leave       {}, which nobody can use", escape(id));
+        }
+        text
+    }
+
+    async fn carry_out(
+        &self,
+        registry: &mut Writer,
+        key: &dyn SigningKey,
+    ) -> Result<Report, Failure> {
+        let public = public_key(key)?;
+        let signer = Signer {
+            key: public.clone(),
+            window: self.window,
+            revoked: false,
+        };
+        let scopes: Vec<Scope> = self
+            .scopes
+            .iter()
+            .map(|(destination, window)| Scope {
+                destination: destination.clone(),
+                window: *window,
+                revoked: false,
+            })
+            .collect();
+        let mut permissions = Vec::new();
+        let mut json = Vec::new();
+        let mut text = String::new();
+        for old in &self.permissions {
+            let permission = Permission {
+                permission_id: id("permission id", &format!("perm-{}", Uuid::new_v4()))?,
+                signing_key_id: self.new.clone(),
+                window: self.rest(&old.window)?,
+                ..old.clone()
+            };
+            let signature = key.sign(&permission.canonical_bytes())?.as_bytes().to_vec();
+            let candidate = Candidate::new(
+                permission.clone(),
+                false,
+                &signature,
+                Some(signer.clone()),
+                &scopes,
+            );
+            let at = self.now.max(permission.window.not_before());
+            judge(&candidate, &own_request(&candidate), at).map_err(Failure::Unusable)?;
+            let (from, to) = (&old.permission_id, &permission.permission_id);
+            // Writing to a String can't fail.
+            let _ = writeln!(text, "signed again {} as {to}", escape(from.as_str()));
+            json.push(json!({"old": from.as_str(), "new": to.as_str()}));
+            permissions.push((permission, signature));
+        }
+        let rotation = Rotation {
+            old: &self.old,
+            old_ends: self.old_ends,
+            new: &self.new,
+            key: &public,
+            window: self.window,
+            scopes: &self.scopes,
+            permissions: &permissions,
+        };
+        within(registry.rotate(&rotation)).await?;
+        Ok(Report {
+            text,
+            json: json!({
+                "old_key_id": self.old.as_str(),
+                "old_not_after": self.old_ends.to_string(),
+                "new_key_id": self.new.as_str(),
+                "spki": public.spki().to_hex(),
+                "not_after": self.window.not_after().to_string(),
+                "scopes": self.scopes.len(),
+                "permissions": json,
+                "left": self.left,
+            }),
+        })
+    }
+}

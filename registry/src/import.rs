@@ -1,0 +1,105 @@
+//! Signed permissions from elsewhere: stored together, or not at all.
+
+use permission::{Permission, Timestamp};
+use sqlx::{Connection as _, Postgres, Transaction};
+
+use crate::inspect::{Stored, select_stored};
+use crate::lookup::CandidateRow;
+use crate::writer::{WriteError, Writer};
+
+/// A permission, its signature, and when it was taken back.
+#[derive(Debug, Clone)]
+pub struct SignedRow {
+    /// What was signed.
+    pub permission: Permission,
+    /// DER.
+    pub signature: Vec<u8>,
+    /// If it was.
+    pub revoked_at: Option<Timestamp>,
+}
+
+/// A transaction that adds permissions; dropped, it leaves nothing behind.
+#[derive(Debug)]
+pub struct Import<'a> {
+    transaction: Transaction<'a, Postgres>,
+}
+
+/// What became of some rows.
+#[derive(Debug)]
+pub struct Added {
+    /// How many are new.
+    pub new: u64,
+    /// What the registry holds now under the ids of the rows, in no order. A row whose key is
+    /// not registered is not among them.
+    pub stored: Vec<Stored>,
+}
+
+impl Writer {
+    /// Begins to add permissions.
+    pub async fn import(&mut self) -> Result<Import<'_>, WriteError> {
+        let transaction = self.connection.begin().await?;
+        Ok(Import { transaction })
+    }
+}
+
+impl Import<'_> {
+    /// Adds the rows whose ids are free; a row that is there is left as it is.
+    pub async fn add(&mut self, rows: &[SignedRow]) -> Result<Added, WriteError> {
+        fn column<T>(rows: &[SignedRow], read: impl Fn(&SignedRow) -> T) -> Vec<T> {
+            rows.iter().map(read).collect()
+        }
+        let ids = column(rows, |row| row.permission.permission_id.to_string());
+        let inserted = sqlx::query(
+            "INSERT INTO permission_registry
+                 (permission_id, signing_key_id, subject_identity,
+                  subject_public_key_spki_der, destination, not_before, not_after, signature,
+                  revoked_at)
+             SELECT r.id, r.key_id, r.identity, r.spki, r.destination,
+                    r.not_before::timestamptz, r.not_after::timestamptz, r.signature,
+                    r.revoked_at::timestamptz
+             FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::text[],
+                         $7::text[], $8::bytea[], $9::text[])
+                  AS r (id, key_id, identity, spki, destination, not_before, not_after, signature,
+                        revoked_at)
+             JOIN principal_signing_keys k ON k.key_id = r.key_id
+             ON CONFLICT (permission_id) DO NOTHING",
+        )
+        .bind(&ids)
+        .bind(column(rows, |row| {
+            row.permission.signing_key_id.to_string()
+        }))
+        .bind(column(rows, |row| {
+            row.permission.subject_identity.to_string()
+        }))
+        .bind(column(rows, |row| {
+            row.permission.subject_spki.as_der().to_vec()
+        }))
+        .bind(column(rows, |row| row.permission.destination.to_string()))
+        .bind(column(rows, |row| {
+            row.permission.window.not_before().to_string()
+        }))
+        .bind(column(rows, |row| {
+            row.permission.window.not_after().to_string()
+        }))
+        .bind(column(rows, |row| row.signature.clone()))
+        .bind(column(rows, |row| {
+            row.revoked_at.map(|time| time.to_string())
+        }))
+        .execute(&mut *self.transaction)
+        .await?;
+        let stored: Vec<CandidateRow> =
+            sqlx::query_as(select_stored!("WHERE permission_id = ANY($1)"))
+                .bind(&ids)
+                .fetch_all(&mut *self.transaction)
+                .await?;
+        Ok(Added {
+            new: inserted.rows_affected(),
+            stored: stored.into_iter().map(Stored::new).collect(),
+        })
+    }
+
+    /// Keeps what was added.
+    pub async fn commit(self) -> Result<(), WriteError> {
+        Ok(self.transaction.commit().await?)
+    }
+}
