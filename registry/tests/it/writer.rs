@@ -1,7 +1,7 @@
 //! What the CLI writes, and that the service then reads it.
 
 use permission::{Decision, Id, Permission, PrincipalKey, Timestamp, Window, decide};
-use registry::{Filter, Revocation, WriteError, Writer};
+use registry::{Filter, OnExisting, Revocation, WriteError, Writer};
 use testbed::rows::Principal;
 
 use super::{grant, migrated, now, reader, request, soon};
