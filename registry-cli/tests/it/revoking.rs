@@ -1,6 +1,6 @@
 //! `revoke`: exactly what matches, and the gateway sees it.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::process::{Command, Stdio};
 
 use permission::{Decision, Reason, decide};
@@ -171,17 +171,18 @@ fn typed(office: &Office, command: &str, typed: &str) -> (i32, String) {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(typed.as_bytes())
-        .unwrap();
-    let output = child.wait_with_output().unwrap();
-    (
-        output.status.code().unwrap(),
-        String::from_utf8(output.stdout).unwrap(),
-    )
+    let (mut keyboard, mut screen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+    let (mut seen, mut byte) = (Vec::new(), [0]);
+    // Not before the question: a Ctrl-C would end the program before it has asked.
+    while !seen.ends_with(b"[y/N] ") && screen.read(&mut byte).unwrap() == 1 {
+        seen.extend(byte);
+    }
+    // Where nothing was asked, nobody reads it.
+    let _ = keyboard.write_all(typed.as_bytes());
+    drop(keyboard);
+    screen.read_to_end(&mut seen).unwrap();
+    let status = child.wait().unwrap();
+    (status.code().unwrap(), String::from_utf8(seen).unwrap())
 }
 
 #[tokio::test]
