@@ -92,7 +92,7 @@ async fn empty_beside(asked: Asked, questions: &Arc<[Question]>) -> Result<(Empt
 
 /// How many Checks make a round: alone they are slow, and there is less to see.
 fn count(effort: Effort, concurrency: usize) -> usize {
-    let all = if effort.short { 4_000 } else { 10_000 };
+    let all = if effort.short { 3_000 } else { 10_000 };
     if concurrency == 1 { all / 5 } else { all }
 }
 
