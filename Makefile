@@ -5,7 +5,7 @@
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 scripts := .ci/run demo/demo.sh demo/stack.sh demo/transcript.sh demo/generate-server-certs.sh \
-	testbed/setup testbed/postgres-cluster testbed/ports.sh testbed/run-tests permission/testdata/make
+	testbed/setup testbed/postgres-cluster testbed/ports.sh testbed/run-tests permission/testdata/make poca/testdata/make
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r target what; do \
