@@ -1,4 +1,5 @@
-//! The command line; every option can also come from the environment.
+//! The command line; every setting can also come from the environment, and from the file that
+//! [`crate::config`] reads.
 
 #![expect(
     clippy::doc_markdown,
@@ -20,7 +21,7 @@ use crate::gateway::GatewayAddress;
 
 const EXIT_CODES: &str = "\
 Exit codes:
-  64  wrong usage             65  state, key and certificate don't fit together
+  64  wrong usage or config   65  state, key and certificate don't fit together
   66  missing input (state, CA file)
   69  not available (TPM, port, no running sidecar)
   73  can't write             77  no permission
@@ -40,7 +41,14 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+    /// TOML file with what the options leave out: each key is an option's name, with _ for -. The
+    /// environment and options have precedence; see sidecar.example.toml
+    #[arg(long = CONFIG, env = "AGENT_GATEWAY_CONFIG", value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
 }
+
+/// The option that names the configuration file.
+pub(crate) const CONFIG: &str = "config";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -219,7 +227,7 @@ pub struct StateArgs {
     pub dir: PathBuf,
 }
 
-fn server_name(text: &str) -> Result<ServerName<'static>, String> {
+pub(crate) fn server_name(text: &str) -> Result<ServerName<'static>, String> {
     ServerName::try_from(text.to_owned()).map_err(|_| "not a host name or IP address".to_owned())
 }
 
@@ -231,7 +239,7 @@ fn destination(text: &str) -> Result<String, String> {
     }
 }
 
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse() {
         Ok(seconds @ 1..=3600) => Ok(Duration::from_secs(seconds)),
         _ => Err("not a number of seconds from 1 to 3600".to_owned()),

@@ -7,6 +7,7 @@ use rustls::pki_types::pem;
 use tpm::{SignError, TpmError};
 
 use crate::certificate::IssueError;
+use crate::config::{ConfigError, ParseError};
 use crate::doctor::DoctorError;
 use crate::exec::ExecError;
 use crate::init::InitError;
@@ -73,8 +74,16 @@ impl Failure {
     }
 }
 
-/// Tells what is wrong with the command line; also how `--help` and `--version` end.
-pub fn report_usage(error: &clap::Error) -> ExitCode {
+/// Tells what is wrong with the command line, or with the file that it names.
+pub fn report_unread(error: ParseError) -> ExitCode {
+    match error {
+        ParseError::Usage(error) => report_usage(&error),
+        ParseError::Config(error) => Failure::from(error).report(),
+    }
+}
+
+/// Also how `--help` and `--version` end.
+fn report_usage(error: &clap::Error) -> ExitCode {
     // stdout or stderr, as fits; a closed one can't be helped.
     let _ = error.print();
     if error.use_stderr() {
@@ -85,6 +94,7 @@ pub fn report_usage(error: &clap::Error) -> ExitCode {
 }
 
 const RUN_INIT: &str = "make it with `agent-gateway-sidecar init --identity NAME --state DIR`";
+const CONFIG: &str = "sidecar.example.toml shows every key that --config may hold";
 const CA_BUNDLE: &str = "give certificates in PEM as --ca-bundle";
 const START: &str =
     "start it with `agent-gateway-sidecar run --gateway HOST:PORT --ca FILE --state DIR`";
@@ -135,6 +145,16 @@ fn read_exit(source: &io::Error, hint: &'static str) -> (Exit, &'static str) {
     match source.kind() {
         ErrorKind::PermissionDenied => (Exit::NoPermission, ""),
         _ => (Exit::NoInput, hint),
+    }
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        let (exit, hint) = match &error {
+            ConfigError::Unreadable { source, .. } => read_exit(source, CONFIG),
+            ConfigError::Invalid(_) => (Exit::Usage, CONFIG),
+        };
+        Failure::new(exit, &error, hint)
     }
 }
 

@@ -8,6 +8,7 @@
 
 pub mod certificate;
 pub mod cli;
+pub mod config;
 pub mod credential;
 pub mod doctor;
 pub mod entrance;

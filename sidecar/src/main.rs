@@ -2,15 +2,14 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-use sidecar::cli::{Cli, Command};
-use sidecar::{doctor, exec, failure, init, request, run, status};
+use sidecar::cli::Command;
+use sidecar::{config, doctor, exec, failure, init, request, run, status};
 use tpm::tss_log;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match config::parse(std::env::args_os()) {
         Ok(cli) => cli,
-        Err(error) => return failure::report_usage(&error),
+        Err(error) => return failure::report_unread(error),
     };
     if cli.command.uses_tpm() {
         tss_log::silence();

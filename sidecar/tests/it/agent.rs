@@ -47,6 +47,11 @@ impl Agent {
         self.state().join(name)
     }
 
+    /// A path on the agent's machine outside its state.
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
     pub(crate) fn read(&self, name: &str) -> String {
         fs::read_to_string(self.file(name)).unwrap()
     }

@@ -178,3 +178,51 @@ fn folder_that_others_can_write_to_is_refused() {
     assert_eq!(code, 77);
     assert!(told.contains("can be changed by other users"), "{told}");
 }
+
+#[test]
+fn environment_wins_over_the_config_file_and_options_over_both() {
+    let agent = Agent::bare();
+    let config = agent.beside("config.toml");
+    let tcti = agent.tpm.tcti();
+    fs::write(
+        &config,
+        format!(
+            "identity = 'of-the-file'\ntcti = '{tcti}'\nhandle = '0x81010006'\nstate = '/nowhere'"
+        ),
+    )
+    .unwrap();
+    let done = agent
+        .command(&["init", "--json", "--identity", "of-the-option", "--config"])
+        .arg(&config)
+        .env("AGENT_GATEWAY_IDENTITY", "of-the-environment")
+        .output()
+        .unwrap();
+    let shown: Value =
+        serde_json::from_slice(&done.stdout).unwrap_or_else(|_| panic!("{}", failure(&done).1));
+    assert_eq!(shown["identity"], "of-the-option");
+    assert_eq!(shown["handle"], "0x81010006");
+    // The state folder is the environment's: see `Agent::command`.
+    let found = agent
+        .command(&["certificate", "--spki"])
+        .env("AGENT_GATEWAY_CONFIG", &config)
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8(found.stdout).unwrap().trim_end(),
+        agent.spki()
+    );
+
+    fs::write(&config, "tunnels = 3").unwrap();
+    let refused = agent.cli(&["status", "--config", config.to_str().unwrap()]);
+    let (code, told) = failure(&refused);
+    assert_eq!(code, 64);
+    assert!(
+        told.starts_with("error: ") && told.contains(": tunnels: unknown key"),
+        "{told}"
+    );
+    assert!(told.contains("\nhint: sidecar.example.toml"), "{told}");
+    assert_eq!(
+        failure(&agent.cli(&["status", "--config", "/no/such/file"])).0,
+        66
+    );
+}
