@@ -27,6 +27,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::Status;
 
+use crate::audit::Audit;
 use crate::check::{Telling, now};
 use crate::connections::Connection;
 use crate::decision_point::DecisionPoint;
@@ -48,6 +49,7 @@ const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Probes {
     point: Arc<DecisionPoint>,
     freshness: Arc<Freshness>,
+    audit: Audit,
     metrics: Metrics,
     draining: Arc<AtomicBool>,
     /// Held while the registry is asked: probes leave the other connections to Checks.
@@ -56,10 +58,16 @@ pub struct Probes {
 
 impl Probes {
     /// Ready until [`Probes::drain`].
-    pub fn new(point: Arc<DecisionPoint>, freshness: Arc<Freshness>, metrics: Metrics) -> Self {
+    pub fn new(
+        point: Arc<DecisionPoint>,
+        freshness: Arc<Freshness>,
+        audit: Audit,
+        metrics: Metrics,
+    ) -> Self {
         Self {
             point,
             freshness,
+            audit,
             metrics,
             draining: Arc::default(),
             probing: Arc::default(),
@@ -99,6 +107,9 @@ impl Probes {
 async fn ready(State(probes): State<Probes>) -> (StatusCode, &'static str) {
     if probes.draining.load(Ordering::Relaxed) {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
+    }
+    if !probes.audit.is_writable() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "audit_unavailable\n");
     }
     let deadline = Instant::now() + PROBE_TIMEOUT;
     let is_ready = timeout_at(deadline, async {

@@ -8,16 +8,18 @@ use std::str::EscapeDebug;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use ::audit::{Event, Outcome, Record, Target};
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorization;
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, CheckResponse};
 use permission::{Reason, Timestamp};
 use tokio::sync::Semaphore;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tonic::{Request, Response, Status};
 use tracing::field::{self, DisplayValue};
 use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
+use crate::audit::{Audit, Unwritable};
 use crate::decision_point::{DecisionPoint, Denial, Leave};
 use crate::metrics::Metrics;
 use crate::telemetry;
@@ -31,6 +33,7 @@ use certificates::Certificates;
 pub struct Checks {
     point: Arc<DecisionPoint>,
     certificates: Certificates,
+    audit: Audit,
     metrics: Metrics,
     timeout: Duration,
     traced: bool,
@@ -43,6 +46,7 @@ impl Checks {
     /// deciding.
     pub fn new(
         point: Arc<DecisionPoint>,
+        audit: Audit,
         metrics: Metrics,
         timeout: Duration,
         most: usize,
@@ -53,6 +57,7 @@ impl Checks {
         Self {
             point,
             certificates,
+            audit,
             metrics,
             timeout,
             traced,
@@ -69,6 +74,68 @@ impl Checks {
     ) -> Result<Leave, Denial> {
         let request = asked::read(attributes, &self.certificates, asked)?;
         self.point.decide(&request, now, deadline).await
+    }
+
+    /// Has the decision recorded; what can't be is no decision.
+    async fn recorded(
+        &self,
+        decided: Result<Leave, Denial>,
+        asked: &Asked,
+        about: About<'_>,
+        deadline: Instant,
+    ) -> Result<Leave, Denial> {
+        if !self.audit.is_on() {
+            return decided;
+        }
+        let reason = match &decided {
+            Ok(_) => "allowed",
+            Err(denial) => denial.reason.code(),
+        };
+        let record = about.record(&decided, asked, std::slice::from_ref(&reason));
+        match timeout_at(deadline, self.audit.record(&record)).await {
+            Ok(Ok(())) => decided,
+            Ok(Err(Unwritable)) | Err(_) => Err(Reason::AuditUnavailable.into()),
+        }
+    }
+}
+
+/// Which decision a record is about.
+#[derive(Debug, Clone, Copy)]
+struct About<'a> {
+    id: &'a str,
+    request_id: &'a str,
+    trace_id: Option<&'a str>,
+    decided_at: Timestamp,
+}
+
+impl<'a> About<'a> {
+    fn record(
+        self,
+        decided: &'a Result<Leave, Denial>,
+        asked: &'a Asked,
+        reason: &'a [&'a str],
+    ) -> Record<'a> {
+        let leave = decided.as_ref().ok();
+        let event = match decided {
+            Ok(_) => Event::Decision(Outcome::Allow, 200),
+            Err(denial) => {
+                let status = Telling::of(denial.reason).status;
+                Event::Decision(Outcome::Deny, u16::try_from(status).unwrap_or(0))
+            }
+        };
+        Record {
+            target: Target::Tunnel(asked.destination.as_ref()),
+            decision_id: Some(self.id),
+            request_id: Some(self.request_id).filter(|id| !id.is_empty()),
+            trace_id: self.trace_id,
+            identity: asked.identity.as_ref(),
+            spki: asked.spki.as_ref(),
+            permission_id: leave.map(|leave| leave.permission_id.as_str()),
+            signing_key_id: leave.map(|leave| leave.signing_key_id.as_str()),
+            dialled: leave.map(|leave| leave.target.address),
+            reason,
+            ..Record::new(self.decided_at, event)
+        }
     }
 }
 
@@ -103,20 +170,30 @@ impl Authorization for Checks {
 
         async {
             let mut asked = Asked::default();
-            let decided = self
-                .decide(&attributes, &mut asked, now(), started + self.timeout)
-                .await;
+            let deadline = started + self.timeout;
+            let decided = self.decide(&attributes, &mut asked, now(), deadline).await;
             // Looking up and resolving took time, and the permission may have ended meanwhile.
-            let answered = now();
+            let decided_at = now();
             let decided = match decided {
-                Ok(leave) if leave.ends_at <= answered => Err(Reason::PermissionExpired.into()),
+                Ok(leave) if leave.ends_at <= decided_at => Err(Reason::PermissionExpired.into()),
                 decided => decided,
             };
+            let about = About {
+                id: &id,
+                request_id,
+                trace_id: if self.audit.is_on() {
+                    telemetry::trace_id(&metadata, asked::http(&attributes))
+                } else {
+                    None
+                },
+                decided_at,
+            };
+            let decided = self.recorded(decided, &asked, about, deadline).await;
             log(&decided, &asked, &id, request_id);
             let denied = decided.as_ref().err().map(|denial| denial.reason);
             self.metrics.checked(denied, started.elapsed());
             Ok(Response::new(match &decided {
-                Ok(leave) => answer::allow(leave, &asked, answered, &id),
+                Ok(leave) => answer::allow(leave, &asked, now(), &id),
                 Err(denial) => answer::deny(denial.reason, &asked, &id),
             }))
         }
@@ -155,7 +232,10 @@ fn log(decided: &Result<Leave, Denial>, asked: &Asked, id: &str, request_id: &st
             ends_at = %leave.ends_at,
             "allowed"
         ),
-        Err(Denial { reason, cause }) if *reason == Reason::RegistryUnavailable => tracing::error!(
+        Err(Denial {
+            reason: reason @ (Reason::RegistryUnavailable | Reason::AuditUnavailable),
+            cause,
+        }) => tracing::error!(
             decision.id = id,
             request.id = request_id,
             identity,

@@ -15,10 +15,11 @@ use std::time::Duration;
 use figment::Figment;
 use figment::providers::{Env, Format as _, Toml};
 use ipnet::IpNet;
-use permission::{Destination, ExtensionOid};
+use permission::{Destination, ExtensionOid, Id};
 use serde::{Deserialize, Deserializer, de};
 
 use crate::addresses::PrivateRule;
+use crate::audit::AuditOptions;
 use crate::cache::CacheOptions;
 use crate::follow::FollowOptions;
 use crate::resolver::DnsOptions;
@@ -46,6 +47,8 @@ pub struct Config {
     pub cache: Cache,
     /// `[tunnel]`
     pub tunnel: Tunnel,
+    /// `[audit]`
+    pub audit: Audit,
     /// `[dns]`
     pub dns: Dns,
     /// `[observability]`
@@ -150,6 +153,22 @@ pub struct Private {
     pub cidrs: Vec<IpNet>,
 }
 
+/// A record of each decision.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Audit {
+    /// The file that records are appended to; nothing is recorded without one. Also `AUDIT_PATH`.
+    pub path: Option<PathBuf>,
+    /// Whether each record also goes to stdout.
+    pub stdout: bool,
+    /// The size in bytes at which the file is put aside and a new one begun.
+    pub max_file_bytes: u64,
+    /// The name of this replica in its records; the machine's host name if not set.
+    pub replica: Option<String>,
+    /// Most records that wait to be written; further decisions are denied (503).
+    pub max_waiting: usize,
+}
+
 /// How names are resolved.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -181,6 +200,13 @@ pub struct Observability {
     pub log_stdout: bool,
 }
 
+/// Variables of the existing tool gateway.
+fn aliases() -> Env {
+    Env::raw()
+        .only(&["AUDIT_PATH"])
+        .map(|_| "audit.path".into())
+}
+
 fn from_text<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -208,8 +234,9 @@ impl Config {
             path: path.to_owned(),
             source,
         })?;
-        let figment =
-            Figment::from(Toml::string(&text)).merge(Env::prefixed(ENVIRONMENT).split("__"));
+        let figment = Figment::from(Toml::string(&text))
+            .merge(aliases())
+            .merge(Env::prefixed(ENVIRONMENT).split("__"));
         for key in ["listen_addr", "tls_cert_path", "tls_key_path"] {
             if figment.find_value(&format!("server.{key}")).is_ok() {
                 return Err(ConfigError::Moved(key));
@@ -243,7 +270,29 @@ impl Config {
         {
             return Err(ConfigError::NotAbsolute("admin.socket"));
         }
-        for (key, value, max) in [
+        if self
+            .audit
+            .path
+            .as_ref()
+            .is_some_and(|path| !path.is_absolute() || path.file_name().is_none())
+        {
+            return Err(ConfigError::NotAbsolute("audit.path"));
+        }
+        let replica = self.audit.replica.as_deref();
+        if replica.is_some_and(|name| Id::parse(name).is_err()) {
+            return Err(ConfigError::NoName("audit.replica"));
+        }
+        for (key, value, max) in self.bounds() {
+            if !(1..=max).contains(&value) {
+                return Err(ConfigError::OutOfRange { key, max });
+            }
+        }
+        Ok(())
+    }
+
+    /// Every number, and the largest that it may be.
+    fn bounds(&self) -> impl IntoIterator<Item = (&'static str, u64, u64)> {
+        [
             (
                 "server.check_timeout_ms",
                 self.server.check_timeout_ms,
@@ -309,6 +358,12 @@ impl Config {
                 self.tunnel.drain_timeout_ms,
                 60 * MINUTE,
             ),
+            ("audit.max_file_bytes", self.audit.max_file_bytes, 1 << 40),
+            (
+                "audit.max_waiting",
+                self.audit.max_waiting as u64,
+                1_000_000,
+            ),
             ("cache.max_bytes", self.cache.max_bytes, 1 << 40),
             ("cache.max_unknown", self.cache.max_unknown, 10_000_000),
             (
@@ -320,12 +375,7 @@ impl Config {
             ("dns.timeout_ms", self.dns.timeout_ms, MINUTE),
             ("dns.cache_entries", self.dns.cache_entries, 10_000_000),
             ("dns.max_ttl_ms", self.dns.max_ttl_ms, 24 * 60 * MINUTE),
-        ] {
-            if !(1..=max).contains(&value) {
-                return Err(ConfigError::OutOfRange { key, max });
-            }
-        }
-        Ok(())
+        ]
     }
 
     /// The registry as the service reads it.
@@ -360,6 +410,25 @@ impl Config {
                 policy.pool_acquire_timeout_ms + policy.query_timeout_ms,
             ),
         }
+    }
+
+    /// How decisions are recorded, if they are.
+    pub fn audit_options(&self) -> Option<AuditOptions> {
+        let audit = &self.audit;
+        let host_name = || {
+            let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+            match name.trim() {
+                "" => "authz".to_owned(),
+                name => name.to_owned(),
+            }
+        };
+        Some(AuditOptions {
+            path: audit.path.clone()?,
+            stdout: audit.stdout,
+            max_file_bytes: audit.max_file_bytes,
+            replica: audit.replica.clone().unwrap_or_else(host_name),
+            max_waiting: audit.max_waiting,
+        })
     }
 
     /// Bounds on tunnels.

@@ -6,6 +6,7 @@
 
 pub mod addresses;
 pub mod admin;
+pub mod audit;
 pub mod cache;
 pub mod check;
 pub mod cli;

@@ -46,6 +46,41 @@ pub struct Metrics {
     confirmed_age: Gauge<f64, AtomicU64>,
     open_tunnels: Gauge,
     cut_tunnels: Family<Cut, Counter>,
+    audit: AuditCounts,
+}
+
+/// Of audit records.
+#[derive(Debug, Clone, Default)]
+struct AuditCounts {
+    written: Counter,
+    unwritten: Counter,
+    not_copied: Counter,
+    unwritable: Gauge,
+}
+
+impl AuditCounts {
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "audit_records",
+            "Audit records on disk",
+            self.written.clone(),
+        );
+        registry.register(
+            "audit_unwritten",
+            "Audit records that could not be written; their requests were denied",
+            self.unwritten.clone(),
+        );
+        registry.register(
+            "audit_not_copied",
+            "Writes of audit records that stdout did not take; they are in the file",
+            self.not_copied.clone(),
+        );
+        registry.register(
+            "audit_unwritable",
+            "1 while audit records can't be written, and every request is denied",
+            self.unwritable.clone(),
+        );
+    }
 }
 
 impl Default for Metrics {
@@ -79,7 +114,10 @@ impl Default for Metrics {
         registry.register("open_tunnels", "Tunnels open now", open_tunnels.clone());
         let cut_tunnels = Family::<Cut, Counter>::default();
         registry.register("tunnels_cut", "Tunnels cut, by reason", cut_tunnels.clone());
+        let audit = AuditCounts::default();
+        audit.register(&mut registry);
         Self {
+            audit,
             open_tunnels,
             cut_tunnels,
             confirmed_age,
@@ -116,6 +154,26 @@ impl Metrics {
     /// Counts a tunnel that was cut for this reason.
     pub fn tunnel_cut(&self, reason: &'static str) {
         self.cut_tunnels.get_or_create(&Cut { reason }).inc();
+    }
+
+    /// Counts audit records on disk.
+    pub fn audit_written(&self, records: u64) {
+        self.audit.written.inc_by(records);
+    }
+
+    /// Counts audit records that could not be written.
+    pub fn audit_unwritten(&self, records: u64) {
+        self.audit.unwritten.inc_by(records);
+    }
+
+    /// Counts a copy of audit records that stdout did not take.
+    pub fn audit_not_copied(&self) {
+        self.audit.not_copied.inc();
+    }
+
+    /// Notes whether audit records can't be written now.
+    pub fn audit_broken(&self, is_broken: bool) {
+        self.audit.unwritable.set(is_broken.into());
     }
 
     /// All of it, as `/metrics` answers; `confirmed_age` is how old the registry's last

@@ -26,6 +26,7 @@ use tracing::field;
 
 use crate::addresses::{AddressPolicy, is_this_machine};
 use crate::admin::{AdminSocket, Explainer, Operations, Probes, SocketError};
+use crate::audit::{Audit, AuditFileError, AuditWriter};
 use crate::cache::Cache;
 use crate::check::Checks;
 use crate::config::{Config, ConfigError};
@@ -81,6 +82,9 @@ pub enum ServeError {
     /// The socket for operators.
     #[error("admin.socket: {0}")]
     AdminSocket(#[from] SocketError),
+    /// The file of audit records.
+    #[error("audit.path: {0}")]
+    Audit(#[from] AuditFileError),
     /// Reflection's descriptors are broken; a build without them would not have started either.
     #[error("reflection can't be built: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
@@ -140,6 +144,7 @@ struct Running {
     /// Cuts the open tunnels.
     cut: CancellationToken,
     tasks: TaskTracker,
+    audit_writer: Option<AuditWriter>,
 }
 
 impl Running {
@@ -160,6 +165,12 @@ impl Running {
         if timeout(drain, self.tasks.wait()).await.is_err() {
             tracing::warn!("Checks were still in progress at the end");
         }
+        if let Some(writer) = self.audit_writer {
+            let closed = tokio::task::spawn_blocking(|| writer.close());
+            if timeout(drain, closed).await.is_err() {
+                tracing::error!("the audit was still being written at the end");
+            }
+        }
     }
 }
 
@@ -170,12 +181,25 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
     let point = Arc::new(decision_point(config, &options, &freshness).await?);
     let feed = Feed::new(&options.url, options.query_timeout)?.leading(&point.registry);
     let metrics = Metrics::default();
-    let probes = Probes::new(Arc::clone(&point), Arc::clone(&freshness), metrics.clone());
+    let (audit, audit_writer) = match config.audit_options() {
+        Some(options) => {
+            let (audit, writer) = Audit::open(&options, metrics.clone())?;
+            (audit, Some(writer))
+        }
+        None => (Audit::off(), None),
+    };
+    let probes = Probes::new(
+        Arc::clone(&point),
+        Arc::clone(&freshness),
+        audit.clone(),
+        metrics.clone(),
+    );
     let check_timeout = Duration::from_millis(config.server.check_timeout_ms);
     let most = config.server.max_concurrent_checks;
     let traced = config.observability.otlp_endpoint.is_some();
     let checks = Checks::new(
         Arc::clone(&point),
+        audit,
         metrics.clone(),
         check_timeout,
         most,
@@ -242,6 +266,7 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
         stop,
         cut,
         tasks,
+        audit_writer,
     })
 }
 

@@ -127,6 +127,24 @@ pub fn continue_trace(span: &tracing::Span, metadata: &MetadataMap, http: Option
     }
 }
 
+/// The id of the trace that [`continue_trace`] would go on with: 32 hexadecimal digits.
+pub fn trace_id<'a>(metadata: &'a MetadataMap, http: Option<&'a HttpRequest>) -> Option<&'a str> {
+    let envoy = metadata
+        .get("traceparent")
+        .and_then(|value| value.to_str().ok());
+    let agent = || http?.headers.get("traceparent").map(String::as_str);
+    envoy.and_then(id_in).or_else(|| id_in(agent()?))
+}
+
+/// The trace id of a W3C `traceparent`.
+fn id_in(traceparent: &str) -> Option<&str> {
+    let mut parts = traceparent.split('-');
+    let (_version, id) = (parts.next()?, parts.next()?);
+    let is_digit = |byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+    let is_id = id.len() == 32 && id.bytes().all(is_digit) && id.bytes().any(|byte| byte != b'0');
+    (is_id && parts.next()?.len() == 16).then_some(id)
+}
+
 struct FromMetadata<'a>(&'a MetadataMap);
 
 impl Extractor for FromMetadata<'_> {

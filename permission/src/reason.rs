@@ -42,6 +42,8 @@ pub enum Reason {
     DestinationAddressForbidden,
     /// The registry couldn't be asked, so nothing could be decided.
     RegistryUnavailable,
+    /// The decision couldn't be recorded in the audit, so it doesn't count.
+    AuditUnavailable,
 }
 
 impl Reason {
@@ -65,6 +67,7 @@ impl Reason {
             Self::DestinationUnresolvable => "destination_unresolvable",
             Self::DestinationAddressForbidden => "destination_address_forbidden",
             Self::RegistryUnavailable => "registry_unavailable",
+            Self::AuditUnavailable => "audit_unavailable",
         }
     }
 }

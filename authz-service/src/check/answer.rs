@@ -180,6 +180,12 @@ impl Telling {
                 hint: "the gateway can't read its permissions now; retry later",
                 proxy_error: "proxy_internal_error",
             },
+            Reason::AuditUnavailable => Self {
+                status: 503,
+                error: "no decision could be made",
+                hint: "the gateway can't record its decisions now; retry later",
+                proxy_error: "proxy_internal_error",
+            },
         }
     }
 }

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use registry::{MigrateError, OpenError, SchemaError};
 
 use crate::admin::SocketError;
+use crate::audit::AuditFileError;
 use crate::config::ConfigError;
 use crate::serve::ServeError;
 
@@ -69,6 +70,7 @@ impl Failure {
                 (UNAVAILABLE, "another process may have it: `ss -ltnp` tells")
             }
             Self::Serve(ServeError::AdminSocket(error)) => admin_socket(error),
+            Self::Serve(ServeError::Audit(error)) => audit(error),
             Self::Serve(
                 ServeError::Reflection(_) | ServeError::Listener(_) | ServeError::Io(_),
             ) => (SOFTWARE, "the log has more"),
@@ -88,6 +90,20 @@ fn admin_socket(error: &SocketError) -> (u8, &'static str) {
         SocketError::Io { .. } => (
             UNAVAILABLE,
             "the folder of admin.socket must exist, and this user must be able to write there",
+        ),
+    }
+}
+
+fn audit(error: &AuditFileError) -> (u8, &'static str) {
+    match error {
+        AuditFileError::InUse(_) => (UNAVAILABLE, "each process needs an audit.path of its own"),
+        AuditFileError::NotAnAudit(_) => (
+            UNAVAILABLE,
+            "keep it for `agent-gateway-registry audit verify`, and move it away: a new chain begins",
+        ),
+        AuditFileError::Io { .. } => (
+            UNAVAILABLE,
+            "the folder of audit.path must exist, with space, and this user must be able to write there",
         ),
     }
 }

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use permission::ExtensionOid;
 
-use super::{Admin, Cache, Dns, Observability, Policy, Server, Tunnel};
+use super::{Admin, Audit, Cache, Dns, Observability, Policy, Server, Tunnel};
 
 impl Default for Server {
     fn default() -> Self {
@@ -64,6 +64,18 @@ impl Default for Tunnel {
             max_tunnels_per_key: 1024,
             max_unconfirmed_ms: 30_000,
             drain_timeout_ms: 5000,
+        }
+    }
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self {
+            path: None,
+            stdout: false,
+            max_file_bytes: 256 * 1024 * 1024,
+            replica: None,
+            max_waiting: 4096,
         }
     }
 }

@@ -41,6 +41,9 @@ pub enum ConfigError {
     /// A path that depends on where the service is started.
     #[error("{0} must be an absolute path")]
     NotAbsolute(&'static str),
+    /// A name that can't be one.
+    #[error("{0} must be a short text without control characters")]
+    NoName(&'static str),
     /// Zero, or so large that it bounds nothing.
     #[error("{key} must be from 1 to {max}")]
     OutOfRange {
@@ -66,6 +69,7 @@ impl ConfigError {
             }
             Self::NotLoopback { .. } => "listen on 127.0.0.1 or [::1], on Envoy's machine",
             Self::NotAbsolute(_) => "write it from / on, or leave the key out",
+            Self::NoName(_) => "leave it out, and the host name is taken",
             Self::OutOfRange { .. } => "config.example.toml shows the default",
         }
     }

@@ -80,6 +80,10 @@ fn defaults_are_those_of_the_documentation() {
     assert_eq!(config.observability.log_level, "info");
     assert_eq!(config.observability.otlp_endpoint, None);
     assert!(config.observability.log_stdout);
+    assert!(config.audit_options().is_none());
+    assert!(!config.audit.stdout);
+    assert_eq!(config.audit.max_file_bytes, 256 * 1024 * 1024);
+    assert_eq!(config.audit.max_waiting, 4096);
 }
 
 #[test]
@@ -124,7 +128,7 @@ fn lists_can_stand_in_the_environment() {
 #[test]
 fn unknown_sections_and_keys_are_refused_by_name() {
     let sections =
-        "unknown key, known are server, admin, policy, cache, tunnel, dns, observability";
+        "unknown key, known are server, admin, policy, cache, tunnel, audit, dns, observability";
     for (file, expected) in [
         (
             "[sevrer]\ngrpc_addr = 1",
@@ -240,6 +244,28 @@ fn a_socket_whose_place_depends_on_where_the_service_starts_is_refused() {
         let file = format!("[admin]\nsocket = \"{path}\"");
         assert_eq!(refused(&file, &[]), "admin.socket must be an absolute path");
     }
+}
+
+#[test]
+fn the_audit_has_an_absolute_path_that_the_tool_gateways_variable_names_too() {
+    for path in ["", "audit.jsonl", "/"] {
+        let file = format!("[audit]\npath = \"{path}\"");
+        assert_eq!(refused(&file, &[]), "audit.path must be an absolute path");
+    }
+    let named = [("AUDIT_PATH", "/of/the/variable")];
+    let ours = [named[0], ("AGENT_GATEWAY__AUDIT__PATH", "/ours")];
+    let file = "[audit]\npath = '/of/the/file'\nreplica = 'gw-1'";
+    for (environment, expected) in [
+        (&[][..], "/of/the/file"),
+        (&named, "/of/the/variable"),
+        (&ours, "/ours"),
+    ] {
+        let options = load(file, environment).unwrap().audit_options().unwrap();
+        assert_eq!(options.path, Path::new(expected));
+        assert_eq!(options.replica, "gw-1");
+    }
+    let file = "[audit]\npath = '/audit'\nreplica = \"a\\nb\"";
+    assert!(refused(file, &[]).starts_with("audit.replica must be"));
 }
 
 #[test]

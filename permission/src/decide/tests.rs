@@ -303,6 +303,7 @@ fn codes_are_the_published_ones() {
         (DestinationUnresolvable, "destination_unresolvable"),
         (DestinationAddressForbidden, "destination_address_forbidden"),
         (RegistryUnavailable, "registry_unavailable"),
+        (AuditUnavailable, "audit_unavailable"),
     ];
     for (reason, code) in all {
         assert_eq!(reason.code(), code);

@@ -1,0 +1,332 @@
+//! The audit: a record of each decision, on disk before the decision is answered.
+//!
+//! Whoever decides seals its record into the chain at once, under a lock, and waits; one thread
+//! writes all that was sealed meanwhile, makes it durable, and lets those who wait go on. What can't
+//! be written is denied, and said: `/readyz`, a metric, and a record once writing is possible again.
+
+mod file;
+
+use std::io::{self, Write as _};
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use ::audit::{Chain, Event, Record};
+use tokio::sync::watch;
+
+use crate::check::now;
+use crate::metrics::Metrics;
+
+use file::AuditFile;
+pub use file::AuditFileError;
+
+/// How long until writing is tried again after it failed.
+const RETRY: Duration = Duration::from_millis(250);
+
+/// How decisions are recorded.
+#[derive(Debug, Clone)]
+pub struct AuditOptions {
+    /// The file that records are appended to.
+    pub path: PathBuf,
+    /// Whether each line also goes to stdout.
+    pub stdout: bool,
+    /// The file's size in bytes at which a new one is begun.
+    pub max_file_bytes: u64,
+    /// The name that this replica's records bear.
+    pub replica: String,
+    /// Most records that wait to be written; further decisions are denied.
+    pub max_waiting: usize,
+}
+
+/// A record that could not be written: its decision must not be acted upon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unwritable;
+
+/// Where records go; clones write to the same chain.
+#[derive(Debug, Clone)]
+pub struct Audit(Option<Arc<Log>>);
+
+/// The thread that writes. It ends when told to, after what it was given.
+#[derive(Debug)]
+#[must_use]
+pub struct AuditWriter {
+    log: Arc<Log>,
+    thread: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+struct Log {
+    queue: Mutex<Queue>,
+    /// Told when the queue is no longer empty, or closing.
+    filled: Condvar,
+    replica: String,
+    max_waiting: usize,
+    metrics: Metrics,
+}
+
+/// What was sealed and is not yet on its way to the disk. Locked only to seal a record, and to take
+/// what is there.
+#[derive(Debug)]
+struct Queue {
+    chain: Chain,
+    batch: Batch,
+    /// Records that could not be taken or kept, of which none yet says so.
+    unwritten: u64,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Writable,
+    /// Nothing is taken until the file can be written again.
+    Broken,
+    Closing,
+}
+
+/// Records that are written at once.
+#[derive(Debug)]
+struct Batch {
+    lines: Vec<u8>,
+    records: usize,
+    /// How many missing records one more line tells of.
+    unwritten: u64,
+    /// Becomes whether they were.
+    written: watch::Sender<Option<bool>>,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            lines: Vec::new(),
+            records: 0,
+            unwritten: 0,
+            written: watch::Sender::new(None),
+        }
+    }
+}
+
+impl Audit {
+    /// Records nothing.
+    pub fn off() -> Self {
+        Self(None)
+    }
+
+    /// Opens the file, goes on with the chain that is in it, and records that.
+    pub fn open(
+        options: &AuditOptions,
+        metrics: Metrics,
+    ) -> Result<(Self, AuditWriter), AuditFileError> {
+        let (mut file, torn_bytes) = AuditFile::open(&options.path, options.max_file_bytes)?;
+        let mut chain = Chain::after(file.head());
+        let started = Record::new(now(), Event::Started { torn_bytes });
+        let mut line = Vec::new();
+        chain.seal(&started, &options.replica, &mut line);
+        file.append(&line, chain.head())
+            .map_err(|source| AuditFileError::io(&options.path, source))?;
+        let log = Arc::new(Log {
+            queue: Mutex::new(Queue {
+                chain,
+                batch: Batch::default(),
+                unwritten: 0,
+                state: State::Writable,
+            }),
+            filled: Condvar::new(),
+            replica: options.replica.clone(),
+            max_waiting: options.max_waiting,
+            metrics,
+        });
+        let writer = Writer {
+            log: Arc::clone(&log),
+            file,
+            stdout: options.stdout,
+        };
+        let thread = thread::Builder::new()
+            .name("audit".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|source| AuditFileError::io(&options.path, source))?;
+        let audit = Self(Some(Arc::clone(&log)));
+        Ok((audit, AuditWriter { log, thread }))
+    }
+
+    /// Whether anything is recorded at all.
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Whether decisions can be recorded now.
+    pub fn is_writable(&self) -> bool {
+        let broken = |log: &Arc<Log>| log.queue().state != State::Writable;
+        !self.0.as_ref().is_some_and(broken)
+    }
+
+    /// Returns when the record is on disk. Nothing may be answered that is not.
+    pub async fn record(&self, record: &Record<'_>) -> Result<(), Unwritable> {
+        let Some(log) = &self.0 else {
+            return Ok(());
+        };
+        let mut written = log.seal(record)?;
+        match written.wait_for(Option::is_some).await {
+            Ok(written) if *written == Some(true) => Ok(()),
+            _ => Err(Unwritable),
+        }
+    }
+}
+
+impl Log {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes the record, and returns where it will be said whether it was written.
+    fn seal(&self, record: &Record<'_>) -> Result<watch::Receiver<Option<bool>>, Unwritable> {
+        let mut queue = self.queue();
+        if queue.state != State::Writable || queue.batch.records >= self.max_waiting {
+            queue.unwritten += 1;
+            drop(queue);
+            self.metrics.audit_unwritten(1);
+            return Err(Unwritable);
+        }
+        let Queue { chain, batch, .. } = &mut *queue;
+        chain.seal(record, &self.replica, &mut batch.lines);
+        batch.records += 1;
+        if batch.records == 1 {
+            self.filled.notify_one();
+        }
+        Ok(batch.written.subscribe())
+    }
+}
+
+impl AuditWriter {
+    /// Writes what was recorded so far, and ends. Nothing can be recorded afterwards.
+    pub fn close(self) {
+        self.log.queue().state = State::Closing;
+        self.log.filled.notify_one();
+        if self.thread.join().is_err() {
+            tracing::error!("the audit's writer had failed");
+        }
+    }
+}
+
+/// What the thread works with.
+struct Writer {
+    log: Arc<Log>,
+    file: AuditFile,
+    stdout: bool,
+}
+
+impl Writer {
+    fn run(mut self) {
+        while let Some((batch, head)) = self.next() {
+            match self.file.append(&batch.lines, head) {
+                Ok(()) => {
+                    self.log.metrics.audit_written(batch.records as u64);
+                    batch.written.send_replace(Some(true));
+                    self.copy(&batch.lines);
+                }
+                Err(error) => {
+                    tracing::error!(
+                        path = %self.file.path().display(),
+                        %error,
+                        "the audit can't be written: every request is denied until it can"
+                    );
+                    self.fail(&batch);
+                    if !self.recover() {
+                        return;
+                    }
+                    tracing::info!("the audit can be written again");
+                }
+            }
+        }
+    }
+
+    /// Waits for records; `None` at the end.
+    fn next(&self) -> Option<(Batch, ::audit::Head)> {
+        let mut queue = self.log.queue();
+        loop {
+            if queue.batch.records > 0 {
+                if queue.unwritten > 0 {
+                    self.tell_of_unwritten(&mut queue);
+                }
+                let batch = std::mem::take(&mut queue.batch);
+                return Some((batch, queue.chain.head()));
+            }
+            if queue.state == State::Closing {
+                return None;
+            }
+            let filled = self.log.filled.wait(queue);
+            queue = filled.unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Records that so many are missing.
+    fn tell_of_unwritten(&self, queue: &mut Queue) {
+        let unwritten = std::mem::take(&mut queue.unwritten);
+        let record = Record::new(now(), Event::Resumed { unwritten });
+        let Queue { chain, batch, .. } = queue;
+        chain.seal(&record, &self.log.replica, &mut batch.lines);
+        batch.unwritten = unwritten;
+    }
+
+    /// Takes back what could not be written, and all that was sealed on top of it.
+    fn fail(&self, batch: &Batch) {
+        let mut queue = self.log.queue();
+        if queue.state == State::Writable {
+            queue.state = State::Broken;
+        }
+        let later = std::mem::take(&mut queue.batch);
+        let lost = (batch.records + later.records) as u64;
+        queue.unwritten += lost + batch.unwritten;
+        queue.chain.back_to(self.file.head());
+        drop(queue);
+        self.log.metrics.audit_broken(true);
+        self.log.metrics.audit_unwritten(lost);
+        batch.written.send_replace(Some(false));
+        later.written.send_replace(Some(false));
+    }
+
+    /// Waits until the file can be written again: a record that says so is the proof. Returns
+    /// whether it can be, or the end came first.
+    fn recover(&mut self) -> bool {
+        loop {
+            let mut queue = self.log.queue();
+            if queue.state == State::Closing {
+                return false;
+            }
+            let waited = self.log.filled.wait_timeout(queue, RETRY);
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+            self.tell_of_unwritten(&mut queue);
+            let batch = std::mem::take(&mut queue.batch);
+            let head = queue.chain.head();
+            drop(queue);
+            let appended = self.file.append(&batch.lines, head);
+            let mut queue = self.log.queue();
+            if appended.is_ok() {
+                if queue.state == State::Broken {
+                    queue.state = State::Writable;
+                }
+                drop(queue);
+                self.log.metrics.audit_broken(false);
+                self.copy(&batch.lines);
+                return true;
+            }
+            queue.unwritten += batch.unwritten;
+            queue.chain.back_to(self.file.head());
+        }
+    }
+
+    /// The copy on stdout; the file is what counts.
+    fn copy(&self, lines: &[u8]) {
+        if !self.stdout {
+            return;
+        }
+        let mut stdout = io::stdout().lock();
+        let copied = stdout.write_all(lines).and_then(|()| stdout.flush());
+        if copied.is_err() {
+            self.log.metrics.audit_not_copied();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,269 @@
+//! The file that holds a chain: opened by one process alone, and whole after every crash.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use ::audit::{Head, MAX_LINE, head_of};
+
+/// Only the service's own user reads it, until its operator says otherwise.
+const MODE: u32 = 0o600;
+
+/// Why there is no audit.
+#[derive(Debug, thiserror::Error)]
+pub enum AuditFileError {
+    /// A live process has it.
+    #[error("another process writes {}", .0.display())]
+    InUse(PathBuf),
+    /// What is there doesn't end with a record, or is no file.
+    #[error("{} is there, and does not end with an audit record", .0.display())]
+    NotAnAudit(PathBuf),
+    /// The operating system refuses.
+    #[error("{} can't be written: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
+}
+
+impl AuditFileError {
+    pub(super) fn io(path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        Self::Io { path, source }
+    }
+}
+
+/// The file, and how much of it is known to be on disk.
+#[derive(Debug)]
+pub(super) struct AuditFile {
+    path: PathBuf,
+    file: File,
+    max_bytes: u64,
+    /// Up to here all is on disk, and whole.
+    len: u64,
+    /// What is after that may be the part of a record, and must go first.
+    dirty: bool,
+    /// The last record up to there.
+    head: Head,
+    /// The number of the first record in this file, once there is one.
+    first: Option<u64>,
+    /// Locked for as long as this process writes; the file itself is replaced as it grows.
+    _lock: File,
+}
+
+impl AuditFile {
+    /// Opens or creates it; also says how many bytes of a torn last line were removed.
+    pub(super) fn open(path: &Path, max_bytes: u64) -> Result<(Self, u64), AuditFileError> {
+        let failed = |source| AuditFileError::io(path, source);
+        let lock = lock(path)?;
+        let file = append_to(path).map_err(failed)?;
+        let found = file.metadata().map_err(failed)?;
+        if !found.is_file() {
+            return Err(AuditFileError::NotAnAudit(path.to_owned()));
+        }
+        let (head, len) = match found.len() {
+            0 => (None, 0),
+            len => last_record(&file, len)
+                .map_err(failed)?
+                .ok_or_else(|| AuditFileError::NotAnAudit(path.to_owned()))?,
+        };
+        let first = match head {
+            Some(_) => first_record(&file).map_err(failed)?,
+            None => None,
+        };
+        let head = match head {
+            Some(head) => head,
+            // A crash between the two steps of a rotation.
+            None => last_rotated(path)?.unwrap_or(Head::START),
+        };
+        let mut opened = Self {
+            path: path.to_owned(),
+            file,
+            max_bytes,
+            len,
+            dirty: len < found.len(),
+            head,
+            first,
+            _lock: lock,
+        };
+        opened.clean().map_err(failed)?;
+        sync_folder(path).map_err(failed)?;
+        Ok((opened, found.len() - len))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The last record on disk.
+    pub(super) fn head(&self) -> Head {
+        self.head
+    }
+
+    /// Appends lines, the last of which is `head`, and returns when they are on disk. If that
+    /// fails, nothing of them counts.
+    pub(super) fn append(&mut self, lines: &[u8], head: Head) -> io::Result<()> {
+        self.clean()?;
+        let full = self.len + lines.len() as u64 > self.max_bytes;
+        if let (true, Some(first)) = (full, self.first) {
+            self.rotate(first)?;
+        }
+        // Removed by somebody: what is written now would be nowhere.
+        if self.file.metadata()?.nlink() == 0 {
+            self.begin()?;
+        }
+        self.dirty = true;
+        self.file.write_all(lines)?;
+        self.file.sync_data()?;
+        self.dirty = false;
+        self.len += lines.len() as u64;
+        self.first.get_or_insert(self.head.seq + 1);
+        self.head = head;
+        Ok(())
+    }
+
+    /// Removes what is not known to be whole.
+    fn clean(&mut self) -> io::Result<()> {
+        if self.dirty {
+            self.file.set_len(self.len)?;
+            self.file.sync_data()?;
+            self.dirty = false;
+        }
+        Ok(())
+    }
+
+    /// Puts the file aside, under a name that says with which record it begins.
+    fn rotate(&mut self, first: u64) -> io::Result<()> {
+        let aside = rotated(&self.path, first);
+        if aside.try_exists()? {
+            let what = format!("{} is there already", aside.display());
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, what));
+        }
+        fs::rename(&self.path, &aside)?;
+        self.begin().or_else(|error| {
+            fs::rename(&aside, &self.path)?;
+            Err(error)
+        })
+    }
+
+    /// Goes on in the file that is, or then is, at the path.
+    fn begin(&mut self) -> io::Result<()> {
+        let file = append_to(&self.path)?;
+        self.len = file.metadata()?.len();
+        self.first = first_record(&file)?;
+        self.file = file;
+        sync_folder(&self.path)
+    }
+}
+
+fn append_to(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(MODE)
+        .open(path)
+}
+
+/// A new name in a folder is on disk when the folder is.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(folder(path))?.sync_all()
+}
+
+fn folder(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+/// The lock has a file of its own, hidden, and out of the way of `audit*.jsonl`.
+fn lock(path: &Path) -> Result<File, AuditFileError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let lock = folder(path).join(format!(".{name}.lock"));
+    let failed = |source| AuditFileError::io(&lock, source);
+    let file = append_to(&lock).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(AuditFileError::InUse(path.to_owned())),
+        Err(TryLockError::Error(source)) => Err(failed(source)),
+    }
+}
+
+/// `audit-0000000000001234.jsonl` for `audit.jsonl`: such names sort in the order of the chain, and
+/// before the file that is being written.
+fn rotated(path: &Path, first: u64) -> PathBuf {
+    let (stem, extension) = name(path);
+    path.with_file_name(format!("{stem}-{first:016}{extension}"))
+}
+
+/// The name without its extension, and that with its dot.
+fn name(path: &Path) -> (String, String) {
+    let text =
+        |part: Option<&std::ffi::OsStr>| part.unwrap_or_default().to_string_lossy().into_owned();
+    let extension = text(path.extension());
+    let dot = if extension.is_empty() { "" } else { "." };
+    (text(path.file_stem()), format!("{dot}{extension}"))
+}
+
+/// The last record of the last file that was put aside.
+fn last_rotated(path: &Path) -> Result<Option<Head>, AuditFileError> {
+    let failed = |source| AuditFileError::io(path, source);
+    let (stem, extension) = name(path);
+    let mut last = None;
+    for entry in fs::read_dir(folder(path)).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let number = name.to_str().and_then(|name| {
+            let digits = name.strip_prefix(&stem)?.strip_prefix('-')?;
+            digits.strip_suffix(&extension)?.parse::<u64>().ok()
+        });
+        last = last.max(number);
+    }
+    let Some(first) = last else {
+        return Ok(None);
+    };
+    let path = rotated(path, first);
+    let failed = |source| AuditFileError::io(&path, source);
+    let file = File::open(&path).map_err(failed)?;
+    let len = file.metadata().map_err(failed)?.len();
+    match last_record(&file, len).map_err(failed)? {
+        Some((Some(head), whole)) if whole == len => Ok(Some(head)),
+        _ => Err(AuditFileError::NotAnAudit(path)),
+    }
+}
+
+/// The last whole record of a file that is not empty, and where it ends; `None` if what is there
+/// can't be the end of a chain. What a crash leaves behind it is the beginning of a line, or zeros.
+fn last_record(file: &File, len: u64) -> io::Result<Option<(Option<Head>, u64)>> {
+    // A whole line, and less than another.
+    let start = len.saturating_sub(2 * MAX_LINE as u64);
+    let mut end = vec![0; usize::try_from(len - start).unwrap_or(0)];
+    file.read_exact_at(&mut end, start)?;
+    let whole = end.iter().rposition(|byte| *byte == b'\n').map(|at| at + 1);
+    let (lines, torn) = end.split_at(whole.unwrap_or(0));
+    let is_beginning = torn.starts_with(b"{\"") || b"{\"".starts_with(torn);
+    if !is_beginning && torn.iter().any(|byte| *byte != 0) {
+        return Ok(None);
+    }
+    let Some(lines) = lines.strip_suffix(b"\n") else {
+        // No line at all: the very first record was not completed.
+        return Ok((start == 0).then_some((None, 0)));
+    };
+    let line = lines.rsplit(|byte| *byte == b'\n').next().unwrap_or(lines);
+    let head = head_of(line).ok();
+    Ok(head.map(|head| (Some(head), len - torn.len() as u64)))
+}
+
+/// The number of the first record of a file.
+fn first_record(file: &File) -> io::Result<Option<u64>> {
+    let mut start = vec![0; MAX_LINE + 1];
+    let length = file.read_at(&mut start, 0)?;
+    start.truncate(length);
+    let line = start.split(|byte| *byte == b'\n').next();
+    Ok(line
+        .and_then(|line| head_of(line).ok())
+        .map(|head| head.seq))
+}
+
+#[cfg(test)]
+mod tests;

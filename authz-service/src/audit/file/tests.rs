@@ -1,0 +1,189 @@
+use std::os::unix::fs::PermissionsExt as _;
+
+use ::audit::{Chain, Event, Outcome, Record, Verifier};
+use permission::Timestamp;
+use tempfile::TempDir;
+
+use super::*;
+
+const LARGE: u64 = 1 << 20;
+
+fn folder() -> (TempDir, PathBuf) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("audit.jsonl");
+    (folder, path)
+}
+
+/// Appends so many records, one at a time.
+fn append(file: &mut AuditFile, records: usize) -> io::Result<()> {
+    let mut chain = Chain::after(file.head());
+    for _ in 0..records {
+        let deny = Record::new(Timestamp::MIN, Event::Decision(Outcome::Deny, 403));
+        let mut line = Vec::new();
+        chain.seal(&deny, "gw-1", &mut line);
+        file.append(&line, chain.head())?;
+    }
+    Ok(())
+}
+
+/// The chain in these files, held against its rules.
+fn verified(paths: &[PathBuf]) -> Head {
+    let mut verifier = Verifier::after(Head::START);
+    for path in paths {
+        let text = fs::read(path).unwrap();
+        let lines = text.strip_suffix(b"\n").unwrap();
+        for line in lines.split(|byte| *byte == b'\n') {
+            verifier.next(line).unwrap();
+        }
+    }
+    verifier.head()
+}
+
+/// The chain's files in the order in which a shell names them.
+fn files(folder: &TempDir) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder.path()).unwrap();
+    let paths = entries.map(|entry| entry.unwrap().path());
+    let mut paths: Vec<_> = paths
+        .filter(|path| path.extension().is_some_and(|ending| ending == "jsonl"))
+        .collect();
+    paths.sort();
+    paths
+}
+
+#[test]
+fn it_goes_on_where_it_ended_and_only_its_owner_reads_it() {
+    let (_folder, path) = folder();
+    for round in 1..=3 {
+        let (mut file, torn) = AuditFile::open(&path, LARGE).unwrap();
+        assert_eq!(torn, 0);
+        append(&mut file, 2).unwrap();
+        assert_eq!(file.head().seq, 2 * round);
+    }
+    assert_eq!(verified(std::slice::from_ref(&path)).seq, 6);
+    assert_eq!(
+        fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+        0o600
+    );
+}
+
+#[test]
+fn a_line_that_was_never_completed_is_removed() {
+    let (_folder, path) = folder();
+    let (mut file, _) = AuditFile::open(&path, LARGE).unwrap();
+    append(&mut file, 3).unwrap();
+    drop(file);
+    let whole = fs::read(&path).unwrap();
+    let last = whole[..whole.len() - 1]
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .unwrap()
+        + 1;
+    for torn in [
+        &whole[last..=last],
+        &whole[last..last + 100],
+        &whole[last..whole.len() - 1],
+        &[0; 5000],
+    ] {
+        fs::write(&path, [&whole, torn].concat()).unwrap();
+        let (mut file, removed) = AuditFile::open(&path, LARGE).unwrap();
+        assert_eq!(removed, torn.len() as u64);
+        assert_eq!(file.head().seq, 3);
+        append(&mut file, 1).unwrap();
+        assert_eq!(verified(std::slice::from_ref(&path)).seq, 4);
+    }
+    // The very first.
+    fs::write(&path, &whole[..100]).unwrap();
+    let (file, removed) = AuditFile::open(&path, LARGE).unwrap();
+    assert_eq!((file.head(), removed), (Head::START, 100));
+}
+
+#[test]
+fn what_does_not_end_with_a_record_is_left_alone() {
+    let (folder, path) = folder();
+    let (mut file, _) = AuditFile::open(&path, LARGE).unwrap();
+    append(&mut file, 2).unwrap();
+    drop(file);
+    let edited = fs::read_to_string(&path).unwrap().replace("deny", "allow");
+    for content in [
+        edited.as_str(),
+        "a key without a line end",
+        "{}\n",
+        "\n",
+        "root:x:0:0\n{\"",
+    ] {
+        fs::write(&path, content).unwrap();
+        let refused = AuditFile::open(&path, LARGE).unwrap_err();
+        assert!(
+            matches!(refused, AuditFileError::NotAnAudit(_)),
+            "{refused}"
+        );
+        assert_eq!(fs::read_to_string(&path).unwrap(), content);
+    }
+    let missing = folder.path().join("missing").join("audit.jsonl");
+    let refused = AuditFile::open(&missing, LARGE).unwrap_err();
+    assert!(matches!(refused, AuditFileError::Io { .. }), "{refused}");
+}
+
+#[test]
+fn two_processes_do_not_write_one_chain() {
+    let (_folder, path) = folder();
+    let (mut file, _) = AuditFile::open(&path, 1000).unwrap();
+    for _ in 0..3 {
+        let refused = AuditFile::open(&path, 1000).unwrap_err();
+        assert!(matches!(refused, AuditFileError::InUse(_)), "{refused}");
+        // Nor after it began another file.
+        append(&mut file, 3).unwrap();
+    }
+    drop(file);
+    AuditFile::open(&path, 1000).unwrap();
+}
+
+#[test]
+fn rotated_files_hold_one_chain() {
+    let (folder, path) = folder();
+    let (mut file, _) = AuditFile::open(&path, 1000).unwrap();
+    append(&mut file, 20).unwrap();
+    let head = file.head();
+    drop(file);
+    let found = files(&folder);
+    assert!(found.len() > 5, "{found:?}");
+    assert_eq!(found.last(), Some(&path));
+    assert_eq!(verified(&found), head);
+    for file in &found {
+        assert!(fs::metadata(file).unwrap().len() <= 1000);
+    }
+    // As a crash leaves it between the two steps of a rotation, or in the middle of the next line.
+    for content in [None, Some("{\"caller\"")] {
+        let before = head_of_last(&path);
+        let aside = super::rotated(
+            &path,
+            first_record(&File::open(&path).unwrap()).unwrap().unwrap(),
+        );
+        fs::rename(&path, aside).unwrap();
+        if let Some(content) = content {
+            fs::write(&path, content).unwrap();
+        }
+        let (mut file, _) = AuditFile::open(&path, 1000).unwrap();
+        assert_eq!(file.head(), before);
+        append(&mut file, 1).unwrap();
+        assert_eq!(verified(&files(&folder)), file.head());
+    }
+}
+
+fn head_of_last(path: &Path) -> Head {
+    let file = File::open(path).unwrap();
+    let len = file.metadata().unwrap().len();
+    last_record(&file, len).unwrap().unwrap().0.unwrap()
+}
+
+#[test]
+fn a_file_that_somebody_removed_is_begun_again() {
+    let (folder, path) = folder();
+    let (mut file, _) = AuditFile::open(&path, LARGE).unwrap();
+    append(&mut file, 2).unwrap();
+    let kept = folder.path().join("kept");
+    fs::copy(&path, &kept).unwrap();
+    fs::remove_file(&path).unwrap();
+    append(&mut file, 2).unwrap();
+    assert_eq!(verified(&[kept, path]).seq, 4);
+}
