@@ -2,7 +2,6 @@
 //! held in memory, and the kill switch for open tunnels.
 
 mod operations;
-mod socket;
 
 use std::io;
 use std::pin::pin;
@@ -35,8 +34,6 @@ use crate::freshness::{BootTime, Freshness};
 use crate::metrics::Metrics;
 
 pub use operations::Operations;
-pub(crate) use socket::AdminSocket;
-pub use socket::SocketError;
 
 /// Longest a readiness probe waits for the registry.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);

@@ -68,6 +68,7 @@ impl Cli {
                 Command::CheckConfig => {
                     config.registry()?.check().map_err(ServeError::Registry)?;
                     serve::prepare(&config)?;
+                    serve::tls(&config).map_err(ServeError::Tls)?;
                     telemetry::check(&config.observability).map_err(ServeError::Telemetry)?;
                     println!("{} is valid", self.config.display());
                 }

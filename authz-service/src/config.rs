@@ -21,6 +21,7 @@ use serde::{Deserialize, Deserializer, de};
 use crate::addresses::PrivateRule;
 use crate::audit::AuditOptions;
 use crate::cache::CacheOptions;
+use crate::connections::{SocketMode, TlsFiles};
 use crate::follow::FollowOptions;
 use crate::resolver::DnsOptions;
 use crate::tunnels::Limits;
@@ -59,14 +60,37 @@ pub struct Config {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Server {
-    /// Where `ext_authz` is answered. Loopback only: the connection is not authenticated.
+    /// Where `ext_authz` is answered. Loopback only, unless `tls` authenticates who connects.
     pub grpc_addr: SocketAddr,
+    /// Path of a Unix socket that is listened on in place of `grpc_addr`. Its folder must not be
+    /// writable by others.
+    pub socket: Option<PathBuf>,
+    /// Who may connect to the socket.
+    pub socket_mode: SocketMode,
+    /// mTLS on `grpc_addr`.
+    pub tls: Option<ServerTls>,
     /// Longest a Check may take, in milliseconds; below Envoy's own `timeout` (2 s).
     pub check_timeout_ms: u64,
     /// Most Checks in progress on one connection from Envoy; further ones fail at once (503).
     pub max_concurrent_checks: usize,
     /// How long Checks in progress may take to finish at shutdown, in milliseconds.
     pub shutdown_timeout_ms: u64,
+}
+
+/// How Envoy and this service prove to each other who they are.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServerTls {
+    /// PEM file: the service's certificate, followed by what leads to its CA.
+    pub cert: PathBuf,
+    /// PEM file: the certificate's private key.
+    pub key: PathBuf,
+    /// PEM file: the CAs one of which must have signed Envoy's certificate.
+    pub client_ca: PathBuf,
+    /// DNS names and URIs (a SPIFFE ID, say) one of which Envoy's certificate must hold; anybody
+    /// whom the CAs vouch for may connect if there are none.
+    #[serde(default)]
+    pub client_names: Vec<String>,
 }
 
 /// The listeners for operators.
@@ -253,23 +277,7 @@ impl Config {
 
     /// Refuses what is well-formed and yet unsafe.
     fn check(&self) -> Result<(), ConfigError> {
-        let grpc = [
-            ("server.grpc_addr", self.server.grpc_addr),
-            ("admin.grpc_addr", self.admin.grpc_addr),
-        ];
-        for (key, address) in grpc {
-            if !address.ip().is_loopback() {
-                return Err(ConfigError::NotLoopback { key, address });
-            }
-        }
-        if self
-            .admin
-            .socket
-            .as_ref()
-            .is_some_and(|path| !path.is_absolute())
-        {
-            return Err(ConfigError::NotAbsolute("admin.socket"));
-        }
+        self.check_listeners()?;
         if self
             .audit
             .path
@@ -378,6 +386,38 @@ impl Config {
         ]
     }
 
+    fn check_listeners(&self) -> Result<(), ConfigError> {
+        let Server {
+            grpc_addr,
+            ref socket,
+            ref tls,
+            ..
+        } = self.server;
+        if tls.is_none() && !grpc_addr.ip().is_loopback() {
+            return Err(ConfigError::ServerNotLoopback(grpc_addr));
+        }
+        let admin = self.admin.grpc_addr;
+        if !admin.ip().is_loopback() {
+            return Err(ConfigError::AdminNotLoopback(admin));
+        }
+        if tls.is_some() && socket.is_some() {
+            return Err(ConfigError::SocketWithTls);
+        }
+        for (key, path) in [
+            ("server.socket", socket),
+            ("admin.socket", &self.admin.socket),
+        ] {
+            if path.as_ref().is_some_and(|path| !path.is_absolute()) {
+                return Err(ConfigError::NotAbsolute(key));
+            }
+        }
+        let names = tls.iter().flat_map(|tls| &tls.client_names);
+        if names.into_iter().any(String::is_empty) {
+            return Err(ConfigError::EmptyClientName);
+        }
+        Ok(())
+    }
+
     /// The registry as the service reads it.
     pub fn registry(&self) -> Result<registry::Options, ConfigError> {
         let policy = &self.policy;
@@ -431,6 +471,23 @@ impl Config {
         })
     }
 
+    /// Where Envoy is listened for, as a text.
+    pub(crate) fn grpc_listener(&self) -> String {
+        match &self.server.socket {
+            Some(path) => path.display().to_string(),
+            None => self.server.grpc_addr.to_string(),
+        }
+    }
+
+    /// Where certificate, key and CA of `[server.tls]` are.
+    pub(crate) fn tls_files(&self) -> Option<TlsFiles> {
+        self.server.tls.as_ref().map(|tls| TlsFiles {
+            certificate: tls.cert.clone(),
+            key: tls.key.clone(),
+            client_ca: tls.client_ca.clone(),
+        })
+    }
+
     /// Bounds on tunnels.
     pub fn tunnel_limits(&self) -> Limits {
         Limits {
@@ -481,11 +538,10 @@ impl Config {
 
     /// Every listener of the gateway: this service's, and Envoy's as configured.
     pub fn own_listeners(&self) -> Vec<SocketAddr> {
-        let mut listeners = vec![
-            self.server.grpc_addr,
-            self.admin.grpc_addr,
-            self.admin.http_addr,
-        ];
+        let mut listeners = vec![self.admin.grpc_addr, self.admin.http_addr];
+        if self.server.socket.is_none() {
+            listeners.push(self.server.grpc_addr);
+        }
         listeners.extend(&self.tunnel.gateway_listeners);
         listeners
     }

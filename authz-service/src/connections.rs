@@ -1,58 +1,81 @@
 //! Accepts connections, a bounded number at a time; further ones wait in the kernel's backlog.
 
+pub(crate) mod socket;
+pub(crate) mod tls;
+
+use std::fmt;
+use std::future::ready;
 use std::io;
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::Stream;
 use futures::stream::unfold;
+use futures::{Stream, StreamExt as _};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::unix::UCred;
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tonic::transport::server::Connected;
 
-use crate::admin::AdminSocket;
+pub(crate) use socket::Socket;
+pub use socket::{SocketError, SocketMode};
+pub use tls::TlsError;
+pub(crate) use tls::{Reloader, Tls, TlsFiles};
 
 /// Where accepting fails (no file descriptor is left), how long until it is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
+/// Most handshakes at a time; further connections wait for one of them to end.
+const MAX_HANDSHAKES: usize = 64;
 
 /// Where connections come from.
 #[derive(Debug)]
 pub(crate) enum Listener {
     Tcp(TcpListener),
-    Unix(AdminSocket),
+    Unix(Socket),
 }
 
-/// Who is at the other end, as the kernel says. With every call on the connection.
+/// Who is at the other end. With every call on the connection.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Peer {
-    /// Anybody on this machine.
-    Tcp,
-    /// One who may open the admin socket.
+    /// Anybody on this machine, or one who has a certificate by the configured CA.
+    Tcp(SocketAddr),
+    /// One who may open the socket, as the kernel says.
     Unix(UCred),
 }
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(user) => write!(f, "uid {}", user.uid()),
+        }
+    }
+}
+
+type Plain = Either<TcpStream, UnixStream>;
 
 /// An accepted connection, which counts until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Connection {
-    stream: Either<TcpStream, UnixStream>,
+    stream: Either<Plain, Box<TlsStream<Plain>>>,
     peer: Peer,
     _counted: OwnedSemaphorePermit,
 }
 
 impl Listener {
-    async fn accept(&self) -> io::Result<(Either<TcpStream, UnixStream>, Peer)> {
+    async fn accept(&self) -> io::Result<(Plain, Peer)> {
         match self {
             Self::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
+                let (stream, peer) = listener.accept().await?;
                 if let Err(error) = stream.set_nodelay(true) {
                     tracing::debug!(%error, "a connection's small answers may be held back");
                 }
-                Ok((Either::Left(stream), Peer::Tcp))
+                Ok((Either::Left(stream), Peer::Tcp(peer)))
             }
             Self::Unix(socket) => {
                 let stream = socket.accept().await?;
@@ -68,6 +91,41 @@ pub(crate) fn accept(
     listener: Listener,
     most: usize,
 ) -> impl Stream<Item = io::Result<Connection>> + Send {
+    accepted(listener, most).map(|(stream, peer, counted)| {
+        Ok(Connection {
+            stream: Either::Left(stream),
+            peer,
+            _counted: counted,
+        })
+    })
+}
+
+/// As [`accept`], of those whose handshake succeeds. One under way counts as a connection.
+pub(crate) fn accept_tls(
+    listener: Listener,
+    tls: Tls,
+    most: usize,
+) -> impl Stream<Item = io::Result<Connection>> + Send {
+    accepted(listener, most)
+        .map(move |(stream, peer, counted)| {
+            let tls = tls.clone();
+            async move {
+                let stream = tls.handshake(stream, peer).await?;
+                Some(Ok(Connection {
+                    stream: Either::Right(Box::new(stream)),
+                    peer,
+                    _counted: counted,
+                }))
+            }
+        })
+        .buffer_unordered(MAX_HANDSHAKES)
+        .filter_map(ready)
+}
+
+fn accepted(
+    listener: Listener,
+    most: usize,
+) -> impl Stream<Item = (Plain, Peer, OwnedSemaphorePermit)> + Send {
     let free = Arc::new(Semaphore::new(most));
     unfold((listener, free), async |(listener, free)| {
         let counted = Arc::clone(&free).acquire_owned().await.ok()?;
@@ -80,15 +138,9 @@ pub(crate) fn accept(
                 }
             }
         };
-        let connection = Connection {
-            stream,
-            peer,
-            _counted: counted,
-        };
-        Some((Ok(connection), (listener, free)))
+        Some(((stream, peer, counted), (listener, free)))
     })
 }
-
 impl Connected for Connection {
     type ConnectInfo = Peer;
 

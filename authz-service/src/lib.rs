@@ -11,7 +11,7 @@ pub mod cache;
 pub mod check;
 pub mod cli;
 pub mod config;
-mod connections;
+pub mod connections;
 pub mod decision_point;
 pub mod follow;
 pub mod freshness;

@@ -2,12 +2,13 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::AuthorizationServer;
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
-use futures::stream::{pending, select};
+use futures::stream::{BoxStream, pending, select};
 use futures::{Stream, StreamExt as _};
 use proto::admin::v1::debug_server::DebugServer;
 use proto::admin::v1::operations_server::OperationsServer;
@@ -25,12 +26,14 @@ use tonic_health::server::HealthReporter;
 use tracing::field;
 
 use crate::addresses::{AddressPolicy, is_this_machine};
-use crate::admin::{AdminSocket, Explainer, Operations, Probes, SocketError};
+use crate::admin::{Explainer, Operations, Probes};
 use crate::audit::{Audit, AuditFileError, AuditWriter};
 use crate::cache::Cache;
 use crate::check::Checks;
 use crate::config::{Config, ConfigError};
-use crate::connections::{self, Connection};
+use crate::connections::{
+    self, Connection, Reloader, Socket, SocketError, SocketMode, Tls, TlsError,
+};
 use crate::decision_point::DecisionPoint;
 use crate::follow::{follow, listen};
 use crate::freshness::Freshness;
@@ -79,9 +82,17 @@ pub enum ServeError {
         /// What happened.
         source: std::io::Error,
     },
-    /// The socket for operators.
-    #[error("admin.socket: {0}")]
-    AdminSocket(#[from] SocketError),
+    /// A Unix socket.
+    #[error("{key}: {source}")]
+    Socket {
+        /// Which key.
+        key: &'static str,
+        /// What is wrong with it.
+        source: SocketError,
+    },
+    /// mTLS towards Envoy.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The file of audit records.
     #[error("audit.path: {0}")]
     Audit(#[from] AuditFileError),
@@ -105,6 +116,14 @@ pub fn prepare(config: &Config) -> Result<(Resolver, AddressPolicy), ServeError>
         is_this_machine,
     );
     Ok((resolver, addresses))
+}
+
+/// The mTLS of Envoy's listener, if there is to be any.
+pub(crate) fn tls(config: &Config) -> Result<Option<(Tls, Reloader)>, TlsError> {
+    match (config.tls_files(), &config.server.tls) {
+        (Some(files), Some(server)) => Tls::load(files, &server.client_names).map(Some),
+        _ => Ok(None),
+    }
 }
 
 /// Serves until SIGTERM or SIGINT, then finishes what was begun.
@@ -177,6 +196,7 @@ impl Running {
 /// Opens the registry and the listeners.
 async fn start(config: &Config) -> Result<Running, ServeError> {
     let options = config.registry()?;
+    let tls = tls(config)?;
     let freshness = Arc::new(Freshness::default());
     let point = Arc::new(decision_point(config, &options, &freshness).await?);
     let feed = Feed::new(&options.url, options.query_timeout)?.leading(&point.registry);
@@ -206,10 +226,10 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
         traced,
     );
 
-    let grpc = bind("server.grpc_addr", config.server.grpc_addr).await?;
+    let envoy_incoming = envoy_connections(config, tls).await?;
     let admin_grpc = bind("admin.grpc_addr", config.admin.grpc_addr).await?;
-    let socket = match &config.admin.socket {
-        Some(path) => Some(AdminSocket::bind(path).await?),
+    let admin_socket = match &config.admin.socket {
+        Some(path) => Some(bind_socket("admin.socket", path, SocketMode::Owner).await?),
         None => None,
     };
     let admin_http = bind("admin.http_addr", config.admin.http_addr).await?;
@@ -232,13 +252,12 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
         config.admin.socket.clone(),
     );
     let calls = envoy_calls(config, checks.clone(), tunnels, health_service.clone());
-    let incoming = connections::accept(connections::Listener::Tcp(grpc), MAX_ENVOY_CONNECTIONS);
     let stopped = stop.clone().cancelled_owned();
-    let envoy = tasks.spawn(calls.serve_with_incoming_shutdown(incoming, stopped));
+    let envoy = tasks.spawn(calls.serve_with_incoming_shutdown(envoy_incoming, stopped));
 
     let explainer = Explainer::new(point, check_timeout);
     let calls = admin_calls(check_timeout, checks, explainer, operations, health_service)?;
-    let incoming = admin_connections(admin_grpc, socket);
+    let incoming = admin_connections(admin_grpc, admin_socket);
     let stopped = stop.clone().cancelled_owned();
     let admin = tasks.spawn(calls.serve_with_incoming_shutdown(incoming, stopped));
 
@@ -251,7 +270,7 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
         connections::accept(connections::Listener::Tcp(admin_http), MAX_HTTP_CONNECTIONS);
     tokio::spawn(probes.clone().serve(incoming));
     tracing::info!(
-        grpc = %config.server.grpc_addr,
+        grpc = config.grpc_listener(),
         admin_grpc = %config.admin.grpc_addr,
         admin_http = %config.admin.http_addr,
         admin_socket = config.admin.socket.as_ref().map(|path| field::display(path.display())),
@@ -305,11 +324,41 @@ async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, Ser
         })
 }
 
+async fn bind_socket(
+    key: &'static str,
+    path: &Path,
+    mode: SocketMode,
+) -> Result<Socket, ServeError> {
+    Socket::bind(path, mode)
+        .await
+        .map_err(|source| ServeError::Socket { key, source })
+}
+
+/// Envoy's: over the socket if there is one, else over TCP, with mTLS if that is set up.
+async fn envoy_connections(
+    config: &Config,
+    tls: Option<(Tls, Reloader)>,
+) -> Result<BoxStream<'static, io::Result<Connection>>, ServeError> {
+    let server = &config.server;
+    if let Some(path) = &server.socket {
+        let socket = bind_socket("server.socket", path, server.socket_mode).await?;
+        let listener = connections::Listener::Unix(socket);
+        return Ok(connections::accept(listener, MAX_ENVOY_CONNECTIONS).boxed());
+    }
+    let listener = bind("server.grpc_addr", server.grpc_addr).await?;
+    let listener = connections::Listener::Tcp(listener);
+    let Some((tls, reloader)) = tls else {
+        return Ok(connections::accept(listener, MAX_ENVOY_CONNECTIONS).boxed());
+    };
+    tokio::spawn(reloader.run(signal(SignalKind::hangup())?));
+    Ok(connections::accept_tls(listener, tls, MAX_ENVOY_CONNECTIONS).boxed())
+}
+
 /// Those of people. Each listener has its own share: whoever takes all of the one leaves the
 /// operator's alone.
 fn admin_connections(
     tcp: TcpListener,
-    socket: Option<AdminSocket>,
+    socket: Option<Socket>,
 ) -> impl Stream<Item = io::Result<Connection>> {
     let tcp = connections::accept(connections::Listener::Tcp(tcp), MAX_ADMIN_CONNECTIONS);
     let socket = socket.map_or_else(

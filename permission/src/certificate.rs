@@ -10,6 +10,7 @@ use std::str::FromStr;
 use p256::pkcs8::der::Decode as _;
 use p256::pkcs8::der::asn1::Utf8StringRef;
 use x509_parser::asn1_rs::{Oid, oid};
+use x509_parser::extensions::GeneralName;
 use x509_parser::pem::parse_x509_pem;
 use x509_parser::prelude::{FromDer as _, X509Certificate};
 
@@ -96,6 +97,56 @@ impl Leaf {
         let spki = Spki::from_der(certificate.public_key().raw)
             .map_err(|_| CertificateError::Unparseable)?;
         Ok(Self { identity, spki })
+    }
+}
+
+/// Whom else than its subject a certificate names (RFC 5280, section 4.2.1.6), as it is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AlternativeNames {
+    /// DNS names.
+    pub dns: Vec<String>,
+    /// URIs, a SPIFFE ID among them.
+    pub uris: Vec<String>,
+}
+
+impl AlternativeNames {
+    /// Reads those of one certificate.
+    pub fn from_der(der: &[u8]) -> Result<Self, CertificateError> {
+        let (rest, certificate) =
+            X509Certificate::from_der(der).map_err(|_| CertificateError::Unparseable)?;
+        if !rest.is_empty() {
+            return Err(CertificateError::Unparseable);
+        }
+        Self::of(&certificate)
+    }
+
+    /// Whether `name` is among them: a URI if it has a scheme, else a DNS name.
+    pub fn contains(&self, name: &str) -> bool {
+        if name.contains("://") {
+            self.uris.iter().any(|uri| uri == name)
+        } else {
+            self.dns.iter().any(|dns| dns.eq_ignore_ascii_case(name))
+        }
+    }
+
+    fn of(certificate: &X509Certificate<'_>) -> Result<Self, CertificateError> {
+        let extension = certificate
+            .subject_alternative_name()
+            .map_err(|_| CertificateError::Unparseable)?;
+        let (mut dns, mut uris) = (Vec::new(), Vec::new());
+        for name in extension
+            .iter()
+            .flat_map(|names| &names.value.general_names)
+        {
+            match name {
+                GeneralName::DNSName(name) => dns.push((*name).to_owned()),
+                GeneralName::URI(uri) => uris.push((*uri).to_owned()),
+                // Else one that nobody can read would not count.
+                GeneralName::Invalid(..) => return Err(CertificateError::Unparseable),
+                _ => {}
+            }
+        }
+        Ok(Self { dns, uris })
     }
 }
 

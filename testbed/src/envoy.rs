@@ -29,6 +29,9 @@ pub struct EnvoyOptions<'a> {
     pub listen: IpAddr,
     /// Further text of `envoy.yaml` that is there once, and what a test puts in its place.
     pub replace: &'a [(&'a str, &'a str)],
+    /// A file of `envoy/mesh/` that takes the place of the cluster `authorization`, and what a test
+    /// puts in the place of some of its texts.
+    pub authorization: Option<(&'a str, &'a [(&'a str, &'a str)])>,
     /// Asks nobody, and leads every tunnel here: what there is to compare with.
     pub unauthorized: Option<SocketAddr>,
 }
@@ -42,6 +45,7 @@ impl<'a> EnvoyOptions<'a> {
             pki,
             listen: Ipv4Addr::LOCALHOST.into(),
             replace: &[],
+            authorization: None,
             unauthorized: None,
         }
     }
@@ -178,6 +182,9 @@ impl Files {
             }
             config = config.replace(&default, &ours);
         }
+        if let Some((file, replace)) = options.authorization {
+            config = with_authorization(&config, file, replace)?;
+        }
         if let Some(destination) = options.unauthorized {
             config = without_authorization(&config, destination)?;
         }
@@ -234,6 +241,24 @@ impl Files {
 fn endpoint(addr: SocketAddr) -> String {
     let socket = socket(addr);
     format!("{{endpoint: {{address: {{socket_address: {socket}}}}}}}")
+}
+
+/// The same configuration with another cluster `authorization`.
+fn with_authorization(config: &str, file: &str, replace: &[(&str, &str)]) -> Result<String> {
+    let path = repository().join("envoy/mesh").join(file);
+    let mut cluster = fs::read_to_string(&path).with_context(|| format!("read {file}"))?;
+    for (theirs, ours) in replace {
+        if !cluster.contains(theirs) {
+            bail!("{file} should hold {theirs:?}");
+        }
+        cluster = cluster.replace(theirs, ours);
+    }
+    let ours = config.split_once("  - name: authorization\n");
+    let (before, ours) = ours.context("no cluster authorization")?;
+    let end = ours.split_once("      endpoints: ");
+    let (_, end) = end.context("no endpoints of authorization")?;
+    let after = end.split_once('\n').map_or("", |(_, after)| after);
+    Ok(format!("{before}{cluster}{after}"))
 }
 
 /// The same configuration without the filters that ask the service and obey it.

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use registry::{MigrateError, OpenError, SchemaError};
 
-use crate::admin::SocketError;
 use crate::audit::AuditFileError;
 use crate::config::ConfigError;
+use crate::connections::SocketError;
 use crate::serve::ServeError;
 
 /// Why the program ends, for its user.
@@ -69,7 +69,8 @@ impl Failure {
             Self::Serve(ServeError::Bind { .. }) => {
                 (UNAVAILABLE, "another process may have it: `ss -ltnp` tells")
             }
-            Self::Serve(ServeError::AdminSocket(error)) => admin_socket(error),
+            Self::Serve(ServeError::Socket { source, .. }) => socket(source),
+            Self::Serve(ServeError::Tls(_)) => (USAGE, "see [server.tls] in config.example.toml"),
             Self::Serve(ServeError::Audit(error)) => audit(error),
             Self::Serve(
                 ServeError::Reflection(_) | ServeError::Listener(_) | ServeError::Io(_),
@@ -79,17 +80,17 @@ impl Failure {
     }
 }
 
-fn admin_socket(error: &SocketError) -> (u8, &'static str) {
+fn socket(error: &SocketError) -> (u8, &'static str) {
     match error {
         SocketError::UnsafeFolder(_) => (
             USAGE,
-            "put admin.socket into a folder of the service's own user, mode 0700",
+            "put it into a folder of the service's own user, mode 0700 or 0750",
         ),
-        SocketError::NotASocket(_) => (USAGE, "let admin.socket name a path that is free"),
-        SocketError::InUse(_) => (UNAVAILABLE, "each process needs an admin.socket of its own"),
+        SocketError::NotASocket(_) => (USAGE, "name a path that is free"),
+        SocketError::InUse(_) => (UNAVAILABLE, "each process needs a socket of its own"),
         SocketError::Io { .. } => (
             UNAVAILABLE,
-            "the folder of admin.socket must exist, and this user must be able to write there",
+            "its folder must exist, and this user must be able to write there",
         ),
     }
 }

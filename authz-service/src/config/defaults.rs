@@ -4,12 +4,17 @@ use std::net::{IpAddr, SocketAddr};
 
 use permission::ExtensionOid;
 
+use crate::connections::SocketMode;
+
 use super::{Admin, Audit, Cache, Dns, Observability, Policy, Server, Tunnel};
 
 impl Default for Server {
     fn default() -> Self {
         Self {
             grpc_addr: loopback(50051),
+            socket: None,
+            socket_mode: SocketMode::Owner,
+            tls: None,
             check_timeout_ms: 1500,
             max_concurrent_checks: 1024,
             shutdown_timeout_ms: 5000,

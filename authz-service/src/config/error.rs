@@ -30,14 +30,18 @@ pub enum ConfigError {
     /// Nowhere to read permissions from.
     #[error("no database: neither policy.database_url nor policy.database_url_env is set")]
     NoDatabase,
-    /// Anybody on the network could ask, or pose as the decision point's client.
-    #[error("{key} {address} is not a loopback address, and this listener has no mTLS")]
-    NotLoopback {
-        /// Which key.
-        key: &'static str,
-        /// What it says.
-        address: SocketAddr,
-    },
+    /// Anybody on the network could ask.
+    #[error("server.grpc_addr {0} is not a loopback address, and there is no [server.tls]")]
+    ServerNotLoopback(SocketAddr),
+    /// Anybody on the network could look, and decide by hand.
+    #[error("admin.grpc_addr {0} is not a loopback address, and this listener has no mTLS")]
+    AdminNotLoopback(SocketAddr),
+    /// The socket's mode says who may connect; certificates would be asked of nobody.
+    #[error("server.socket takes the place of server.grpc_addr, and [server.tls] is for that")]
+    SocketWithTls,
+    /// A name that no certificate has.
+    #[error("server.tls.client_names holds an empty name")]
+    EmptyClientName,
     /// A path that depends on where the service is started.
     #[error("{0} must be an absolute path")]
     NotAbsolute(&'static str),
@@ -67,7 +71,14 @@ impl ConfigError {
             Self::NoDatabase => {
                 "set policy.database_url_env to the name of a variable with the URL"
             }
-            Self::NotLoopback { .. } => "listen on 127.0.0.1 or [::1], on Envoy's machine",
+            Self::ServerNotLoopback(_) => {
+                "listen on 127.0.0.1 or [::1], on Envoy's machine, or set up mTLS in [server.tls]"
+            }
+            Self::AdminNotLoopback(_) => {
+                "listen on 127.0.0.1 or [::1], and come there by ssh or `kubectl port-forward`"
+            }
+            Self::SocketWithTls => "leave out one of them",
+            Self::EmptyClientName => "leave client_names out to take whomever the CA vouches for",
             Self::NotAbsolute(_) => "write it from / on, or leave the key out",
             Self::NoName(_) => "leave it out, and the host name is taken",
             Self::OutOfRange { .. } => "config.example.toml shows the default",

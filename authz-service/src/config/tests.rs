@@ -64,6 +64,9 @@ fn defaults_are_those_of_the_documentation() {
     assert_eq!(config.tunnel.max_tunnels_per_key, 1024);
     assert_eq!(config.tunnel.max_unconfirmed_ms, 30_000);
     assert_eq!(config.tunnel.drain_timeout_ms, 5000);
+    assert_eq!(config.server.socket, None);
+    assert_eq!(config.server.socket_mode, SocketMode::Owner);
+    assert!(config.server.tls.is_none());
     assert_eq!(config.policy.poll_interval_ms, 200);
     assert_eq!(config.policy.max_staleness_ms, 2000);
     assert_eq!(config.cache.max_bytes, 64 * 1024 * 1024);
@@ -187,9 +190,67 @@ fn keys_whose_job_is_envoys_now_are_refused_and_say_so() {
     }
 }
 
+/// mTLS, of files that need not be there to read a configuration.
+const TLS: &str = "[server.tls]\ncert = '/c'\nkey = '/k'\nclient_ca = '/a'";
+
+#[test]
+fn with_mtls_envoys_listener_may_be_anywhere_and_the_admins_may_not() {
+    let file = format!("[server]\ngrpc_addr = \"0.0.0.0:50051\"\n{TLS}");
+    let config = load(&file, &[]).unwrap();
+    assert!(config.server.tls.unwrap().client_names.is_empty());
+    let file = format!("[admin]\ngrpc_addr = \"0.0.0.0:50052\"\n{TLS}");
+    assert_eq!(
+        refused(&file, &[]),
+        "admin.grpc_addr 0.0.0.0:50052 is not a loopback address, and this listener has no mTLS"
+    );
+}
+
+#[test]
+fn mtls_is_all_of_its_keys_or_none() {
+    for key in ["cert", "key", "client_ca"] {
+        let lines = TLS
+            .lines()
+            .filter(|line| !line.starts_with(&format!("{key} ")));
+        let file = lines.collect::<Vec<_>>().join("\n");
+        assert_eq!(
+            refused(&file, &[]),
+            format!("config.toml: server.tls: missing field `{key}`")
+        );
+    }
+    assert_eq!(
+        refused(&format!("{TLS}\nclient_names = ['a', '']"), &[]),
+        "server.tls.client_names holds an empty name"
+    );
+    assert_eq!(
+        refused(&format!("[server]\nsocket = '/s'\n{TLS}"), &[]),
+        "server.socket takes the place of server.grpc_addr, and [server.tls] is for that"
+    );
+}
+
+#[test]
+fn a_socket_is_its_owners_or_its_groups() {
+    let mode = |mode| {
+        let config = load(&format!("[server]\nsocket_mode = {mode}"), &[]);
+        config.map(|config| config.server.socket_mode)
+    };
+    assert_eq!(mode("'0600'").unwrap(), SocketMode::Owner);
+    assert_eq!(mode("'0660'").unwrap(), SocketMode::Group);
+    for other in ["'0666'", "'600'", "0o600", "384"] {
+        mode(other).unwrap_err();
+    }
+    // The port that is not listened on is not kept from tunnels.
+    let listeners = |file| load(file, &[]).unwrap().own_listeners();
+    let port = "127.0.0.1:50051".parse().unwrap();
+    assert!(listeners("").contains(&port));
+    assert!(!listeners("[server]\nsocket = '/s'").contains(&port));
+}
+
 #[test]
 fn a_grpc_listener_beyond_loopback_is_refused() {
-    for section in ["server", "admin"] {
+    for (section, why) in [
+        ("server", "there is no [server.tls]"),
+        ("admin", "this listener has no mTLS"),
+    ] {
         for address in [
             "0.0.0.0:50051",
             "[::]:50051",
@@ -199,10 +260,7 @@ fn a_grpc_listener_beyond_loopback_is_refused() {
             let file = format!("[{section}]\ngrpc_addr = \"{address}\"");
             assert_eq!(
                 refused(&file, &[]),
-                format!(
-                    "{section}.grpc_addr {address} is not a loopback address, and this listener \
-                     has no mTLS"
-                )
+                format!("{section}.grpc_addr {address} is not a loopback address, and {why}")
             );
         }
         for address in ["[::1]:50051", "127.0.0.2:50051"] {
@@ -240,9 +298,12 @@ fn bounds_that_bound_nothing_are_refused() {
 
 #[test]
 fn a_socket_whose_place_depends_on_where_the_service_starts_is_refused() {
-    for path in ["", "admin.sock", "./admin.sock"] {
-        let file = format!("[admin]\nsocket = \"{path}\"");
-        assert_eq!(refused(&file, &[]), "admin.socket must be an absolute path");
+    for section in ["server", "admin"] {
+        for path in ["", "the.sock", "./the.sock"] {
+            let file = format!("[{section}]\nsocket = \"{path}\"");
+            let expected = format!("{section}.socket must be an absolute path");
+            assert_eq!(refused(&file, &[]), expected);
+        }
     }
 }
 
@@ -433,6 +494,7 @@ fn known_keys(section: &str) -> BTreeSet<String> {
     let unknown = match section {
         "" => "no_such_key = 1".to_owned(),
         "tunnel.private" => "[[tunnel.private]]\nno_such_key = 1".to_owned(),
+        "server.tls" => format!("{TLS}\nno_such_key = 1"),
         section => format!("[{section}]\nno_such_key = 1"),
     };
     let error = Figment::from(Toml::string(&unknown)).extract::<Config>();
@@ -469,7 +531,12 @@ fn the_example_names_every_key_and_no_other() {
     let entry = private.into_array().unwrap().remove(0);
     let shown: BTreeSet<String> = entry.into_dict().unwrap().into_keys().collect();
     assert_eq!(shown, known_keys("tunnel.private"));
-    load(&whole_example(), &[]).unwrap();
+    let tls = figment.find_value("server.tls").unwrap();
+    let shown: BTreeSet<String> = tls.into_dict().unwrap().into_keys().collect();
+    assert_eq!(shown, known_keys("server.tls"));
+    // A socket has no use for mTLS, and says so.
+    let socket = "socket = \"/run/agent-gateway/authz.sock\"";
+    load(&whole_example().replace(socket, ""), &[]).unwrap();
 }
 
 #[test]

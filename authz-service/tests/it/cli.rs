@@ -103,15 +103,27 @@ fn a_bad_configuration_is_64_for_check_config_and_for_serve() {
         ),
         (
             "[server]\nport = 1",
-            "config.toml: server.port: unknown key, known are grpc_addr, check_timeout_ms, \
-             max_concurrent_checks, shutdown_timeout_ms",
+            "config.toml: server.port: unknown key, known are grpc_addr, socket, socket_mode, \
+             tls, check_timeout_ms, max_concurrent_checks, shutdown_timeout_ms",
             "config.example.toml lists every key with its default",
         ),
         (
             "[server]\ngrpc_addr = \"0.0.0.0:50051\"",
-            "server.grpc_addr 0.0.0.0:50051 is not a loopback address, and this listener has no \
-             mTLS",
-            "listen on 127.0.0.1 or [::1], on Envoy's machine",
+            "server.grpc_addr 0.0.0.0:50051 is not a loopback address, and there is no [server.tls]",
+            "listen on 127.0.0.1 or [::1], on Envoy's machine, or set up mTLS in [server.tls]",
+        ),
+        (
+            "[server.tls]\ncert = \"/nonexistent/authz.pem\"\nkey = \"/k\"\nclient_ca = \"/a\"\n\
+             [policy]\ndatabase_url = \"postgres://h/d\"",
+            "server.tls.cert /nonexistent/authz.pem can't be read: No such file or directory (os \
+             error 2)",
+            "see [server.tls] in config.example.toml",
+        ),
+        (
+            "[server.tls]\ncert = \"config.toml\"\nkey = \"config.toml\"\n\
+             client_ca = \"config.toml\"\n[policy]\ndatabase_url = \"postgres://h/d\"",
+            "server.tls.cert config.toml holds no PEM certificate",
+            "see [server.tls] in config.example.toml",
         ),
         (
             "[policy]\ndatabase_url_env = \"UNSET\"",

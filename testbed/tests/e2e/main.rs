@@ -22,6 +22,7 @@ mod other_databases;
 mod outages;
 mod registry_out_of_reach;
 mod replicas;
+mod service_listener;
 mod signed_rows;
 mod through_the_sidecar;
 mod unheard_changes;

@@ -1,4 +1,4 @@
-//! The Unix socket for operators: whoever may open it may cut tunnels, so only its owner may.
+//! Unix sockets: whoever may open one may use what is behind it, so its mode says who may.
 
 use std::fs::{self, File, Permissions, TryLockError};
 use std::io;
@@ -7,18 +7,37 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::geteuid;
+use serde::Deserialize;
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::time::{Instant, sleep};
 
-/// Only the owner, and root, may connect.
-const MODE: u32 = 0o600;
+/// Who may connect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum SocketMode {
+    /// The owner alone, and root.
+    #[serde(rename = "0600")]
+    Owner,
+    /// And the group of the service's process.
+    #[serde(rename = "0660")]
+    Group,
+}
+
+impl SocketMode {
+    fn bits(self) -> u32 {
+        match self {
+            Self::Owner => 0o600,
+            Self::Group => 0o660,
+        }
+    }
+}
+
 /// Writable by the group or by others: they could put another socket in its place.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 const BACKLOG: u32 = 32;
 /// How long another process that is just starting in the same folder is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Why there is no admin socket.
+/// Why there is no socket.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Others could put their own socket there.
@@ -42,16 +61,16 @@ pub enum SocketError {
 
 /// The listening socket; its file is removed when this is dropped.
 #[derive(Debug)]
-pub(crate) struct AdminSocket {
+pub(crate) struct Socket {
     listener: UnixListener,
     path: PathBuf,
     /// Which file is ours: device and inode.
     file: (u64, u64),
 }
 
-impl AdminSocket {
+impl Socket {
     /// Listens at `path`. A socket that a dead process left there is replaced, a live one is not.
-    pub(crate) async fn bind(path: &Path) -> Result<Self, SocketError> {
+    pub(crate) async fn bind(path: &Path, mode: SocketMode) -> Result<Self, SocketError> {
         let failed = |source| SocketError::Io {
             path: path.to_owned(),
             source,
@@ -68,7 +87,7 @@ impl AdminSocket {
         let socket = UnixSocket::new_stream().map_err(failed)?;
         socket.bind(path).map_err(failed)?;
         // Before it listens: until then nobody can connect, whatever the umask says.
-        fs::set_permissions(path, Permissions::from_mode(MODE)).map_err(failed)?;
+        fs::set_permissions(path, Permissions::from_mode(mode.bits())).map_err(failed)?;
         let listener = socket.listen(BACKLOG).map_err(failed)?;
         let file = identity(path).map_err(failed)?;
         Ok(Self {
@@ -83,7 +102,7 @@ impl AdminSocket {
     }
 }
 
-impl Drop for AdminSocket {
+impl Drop for Socket {
     fn drop(&mut self) {
         // It still listens, so nobody has replaced it as stale.
         if identity(&self.path).is_ok_and(|file| file == self.file) {
