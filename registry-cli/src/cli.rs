@@ -15,7 +15,8 @@ mod revocations;
 use clap::{Parser, Subcommand};
 
 pub use self::grants::{
-    ExportArgs, GrantArgs, GrantScopeArgs, ImportArgs, KeyArgs, RegisterKeyArgs, RotateKeyArgs,
+    ExportArgs, GrantArgs, GrantScopeArgs, ImportArgs, KeyArgs, NewKeyArgs, RegisterKeyArgs,
+    RotateKeyArgs,
 };
 pub use self::listings::{DoctorArgs, ListArgs, Listed, RequestArgs, Selectors, ShowArgs, State};
 pub use self::revocations::{ImpactArgs, RevokeArgs, RevokeKeyArgs, RevokeScopeArgs, TakeBackArgs};
@@ -25,7 +26,11 @@ Environment:
   AGENT_GATEWAY_DATABASE_URL  the registry, as postgres://user:password@host:5432/database
                               (else DATABASE_URL); there is no option for it, because other
                               users can see a program's arguments
-  AGENT_GATEWAY_TCTI          the TPM, where --tcti is not given";
+  AGENT_GATEWAY_TCTI          the TPM, where --tcti is not given
+  AGENT_GATEWAY_TPM_USER_PIN  the PIN of the key in the TPM, if it has one; at a terminal you
+                              are asked for what is not set
+  AGENT_GATEWAY_TPM_SO_PIN    the PIN of the TPM's owner hierarchy, if it has one: without it
+                              no key is made";
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -36,13 +41,16 @@ Exit status:
   65  bad data: a public key, identity or destination that is none, or a grant that the
       registry's keys and scopes don't bear out
   66  a file, or the key in the TPM, is not there
+  67  the PIN of the key, or of the TPM's owner, is missing or wrong
+  68  the TPM is locked after too many wrong PINs
   69  database or TPM not available
   70  internal failure
   73  can't create: the key or its id is registered already, or a file can't be written
   74  the result could not be written to stdout
   75  done, but not confirmed by the gateway's services in time (--wait)
   77  not permitted: the database role may only read, or a key file is not yours alone
-  78  registry schema missing, unreadable or of another version";
+  78  registry schema missing, unreadable or of another version
+ 130  interrupted by Ctrl-C: what was not finished is not done";
 
 const EXAMPLE: &str = "\
 Example:
@@ -188,9 +196,9 @@ impl Command {
         match self {
             Command::RegisterKey(RegisterKeyArgs {
                 key, public_key, ..
-            }) => key.key_file.is_none() && public_key.is_none(),
-            Command::Doctor(DoctorArgs { key, .. })
-            | Command::RotateKey(RotateKeyArgs { key, .. }) => key.key_file.is_none(),
+            }) => key.place.key_file.is_none() && public_key.is_none(),
+            Command::RotateKey(RotateKeyArgs { key, .. }) => key.place.key_file.is_none(),
+            Command::Doctor(DoctorArgs { key, .. }) => key.key_file.is_none(),
             Command::Grant(GrantArgs { key, text, .. }) => key.key_file.is_none() && text.is_none(),
             Command::GrantScope(_)
             | Command::Revoke(_)

@@ -2,12 +2,15 @@
 
 use std::env::{self, VarError};
 
-use tpm::Tcti;
+use tpm::{Pin, Tcti};
+use zeroize::Zeroizing;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, PinFailure};
 
 const DATABASE_URLS: [&str; 2] = ["AGENT_GATEWAY_DATABASE_URL", "DATABASE_URL"];
 const TCTI: &str = "AGENT_GATEWAY_TCTI";
+const USER_PIN: &str = "AGENT_GATEWAY_TPM_USER_PIN";
+const OWNER_PIN: &str = "AGENT_GATEWAY_TPM_SO_PIN";
 
 /// Where the registry is. It holds a password: never to be shown.
 pub(crate) fn database_url() -> Result<String, Failure> {
@@ -29,6 +32,27 @@ pub(crate) fn tcti() -> Result<Tcti, Failure> {
             variable: TCTI,
             source,
         })
+}
+
+/// The PIN of the key in the TPM. Unlike elsewhere, a variable that is set to nothing counts: it
+/// is the PIN of keys that have none.
+pub(crate) fn user_pin() -> Result<Option<Pin>, Failure> {
+    pin(USER_PIN)
+}
+
+/// The PIN of the TPM's owner, which makes keys.
+pub(crate) fn owner_pin() -> Result<Option<Pin>, Failure> {
+    pin(OWNER_PIN)
+}
+
+fn pin(variable: &'static str) -> Result<Option<Pin>, Failure> {
+    let text = match env::var(variable) {
+        Ok(text) => Zeroizing::new(text),
+        Err(VarError::NotPresent) => return Ok(None),
+        Err(VarError::NotUnicode(_)) => return Err(Failure::NotText { variable }),
+    };
+    let read = text.parse().map(Some);
+    read.map_err(|source| PinFailure::Variable { variable, source }.into())
 }
 
 /// A variable's value; an empty one counts as unset.

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use permission::{DestinationError, Id, IdentityError, KeyError, Reason, TextError, WindowError};
 use registry::{OpenError, WriteError};
-use tpm::{ParseTctiError, SignError, SoftwareKeyError, TpmError};
+use tpm::{ParseTctiError, PinError, SignError, SoftwareKeyError, TpmError};
 
 use self::verdict::Exit;
 use crate::grant::elsewhere::ElsewhereError;
@@ -41,6 +41,9 @@ pub enum Failure {
         /// What is wrong.
         source: ParseTctiError,
     },
+    /// No PIN, or none that can be one.
+    #[error(transparent)]
+    Pin(#[from] PinFailure),
     /// `revoke` without anything to match would revoke all.
     #[error("nothing given that a permission must match")]
     NoFilter,
@@ -208,6 +211,28 @@ pub enum Failure {
     /// The operating system has no resources for us.
     #[error("can't start")]
     Runtime(#[source] io::Error),
+}
+
+/// Why there is no PIN; what was given is not repeated.
+#[derive(Debug, thiserror::Error)]
+pub enum PinFailure {
+    /// An environment variable that holds none.
+    #[error("{variable}: {source}")]
+    Variable {
+        /// Its name.
+        variable: &'static str,
+        /// What is wrong.
+        source: PinError,
+    },
+    /// What was typed is none.
+    #[error("not a PIN: {0}")]
+    Typed(PinError),
+    /// The PIN of a new key was not typed twice.
+    #[error("the two PINs differ, or are empty")]
+    Differ,
+    /// `--pin`, and none was given.
+    #[error("no PIN was given for the new key")]
+    Missing,
 }
 
 /// Tells what is wrong with the command line; also how `--help` and `--version` end.

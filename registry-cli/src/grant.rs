@@ -70,15 +70,16 @@ pub(crate) async fn run(args: &GrantArgs) -> Result<Option<Report>, Failure> {
 
     let key = place.open()?;
     let key = key.ok_or_else(|| Failure::KeyAbsent(place.clone()))?;
-    if public_key(&*key)? != signer.key {
+    if key.public()? != signer.key {
         return Err(Failure::OtherKey {
             key_id: asked.key_id,
             place,
         });
     }
+    let key = key.unlocked()?;
     let mut granted = Vec::new();
     for (permission, scopes) in permissions.into_iter().zip(scopes) {
-        granted.push(sign(permission, &*key, &signer, &scopes, now)?);
+        granted.push(sign(permission, key, &signer, &scopes, now)?);
     }
     within(registry.grant(&granted, on_existing)).await?;
     Ok(Some(report(&granted, now)))
@@ -92,7 +93,8 @@ fn offline(asked: &Asked, place: &Place, args: &GrantArgs) -> Result<Option<Repo
     }
     let key = place.open()?;
     let key = key.ok_or_else(|| Failure::KeyAbsent(place.clone()))?;
-    let public = public_key(&*key)?;
+    let key = key.unlocked()?;
+    let public = public_key(key)?;
     let mut lines = String::new();
     for permission in permissions {
         let signature = key.sign(&permission.canonical_bytes())?;

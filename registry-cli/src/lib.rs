@@ -21,6 +21,7 @@ pub mod failure;
 mod grant;
 mod impact;
 pub mod import;
+mod interruption;
 mod list;
 mod principal;
 mod register_key;
@@ -55,6 +56,7 @@ pub enum Outcome {
 
 /// Does what was asked, and prints the result.
 pub fn run(cli: &Cli) -> Result<Outcome, Failure> {
+    interruption::heed()?;
     // One thread: this program does one thing at a time, so waiting for a TPM may block it.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -6,11 +6,12 @@ use std::path::PathBuf;
 
 use permission::time::Position;
 use permission::{Id, KeyError, PrincipalKey, Signer, Timestamp};
-use tpm::{Location, SigningKey, SoftwareKey, SoftwareKeyError, TpmKey};
+use tpm::{Location, Pins, SigningKey, SoftwareKey, SoftwareKeyError, TpmError, TpmKey};
 
 use crate::cli::KeyArgs;
+use crate::confirm::{ask_new_pin, ask_pin, is_askable};
 use crate::environment;
-use crate::failure::Failure;
+use crate::failure::{Failure, PinFailure};
 
 /// Where a principal's key is, or goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,11 +48,11 @@ impl Place {
     }
 
     /// The key that is there, if there is one.
-    pub(crate) fn open(&self) -> Result<Option<Box<dyn SigningKey>>, Failure> {
+    pub(crate) fn open(&self) -> Result<Option<Key>, Failure> {
         match self {
-            Self::Tpm(location) => Ok(TpmKey::open(location)?.map(boxed)),
+            Self::Tpm(location) => Ok(TpmKey::open(location)?.map(Key::Tpm)),
             Self::File(path) => match SoftwareKey::load(path) {
-                Ok(key) => Ok(Some(boxed(key))),
+                Ok(key) => Ok(Some(Key::File(key))),
                 Err(SoftwareKeyError::Read { source, .. })
                     if source.kind() == ErrorKind::NotFound =>
                 {
@@ -63,15 +64,76 @@ impl Place {
     }
 
     /// Makes a key where there is none.
-    pub(crate) fn create(&self) -> Result<Box<dyn SigningKey>, Failure> {
+    pub(crate) fn create(&self, pin: NewPin) -> Result<Key, Failure> {
         match self {
-            Self::Tpm(location) => Ok(boxed(TpmKey::open_or_create(location)?)),
-            Self::File(path) => Ok(boxed(SoftwareKey::create(path)?)),
+            Self::Tpm(location) => create(location, pin).map(Key::Tpm),
+            Self::File(path) => Ok(Key::File(SoftwareKey::create(path)?)),
         }
     }
 }
 
-/// The public half, as registered.
+/// Whether a key that is made has a PIN.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum NewPin {
+    /// The environment's, or else none.
+    IfSet,
+    /// The environment's, or else one that the user is asked for.
+    Wanted,
+}
+
+fn create(location: &Location, pin: NewPin) -> Result<TpmKey, Failure> {
+    let user = match (environment::user_pin()?, pin) {
+        (Some(pin), NewPin::Wanted) if pin.is_empty() => return Err(PinFailure::Missing.into()),
+        (None, NewPin::Wanted) => Some(ask_new_pin(&location.to_string())?),
+        (pin, NewPin::IfSet | NewPin::Wanted) => pin,
+    };
+    let owner = environment::owner_pin()?;
+    let mut pins = Pins { user, owner };
+    match TpmKey::open_or_create(location, &pins) {
+        Err(TpmError::OwnerPin { given: false, .. }) if is_askable() => {
+            pins.owner = ask_pin("PIN of the TPM's owner")?;
+            Ok(TpmKey::open_or_create(location, &pins)?)
+        }
+        outcome => Ok(outcome?),
+    }
+}
+
+/// A principal's own key.
+#[derive(Debug)]
+pub(crate) enum Key {
+    Tpm(TpmKey),
+    File(SoftwareKey),
+}
+
+impl Key {
+    /// The public half, as registered.
+    pub(crate) fn public(&self) -> Result<PrincipalKey, KeyError> {
+        public_key(self.locked())
+    }
+
+    /// What signs. If the key has a PIN, it is the environment's, or else the user is asked.
+    pub(crate) fn unlocked(&self) -> Result<&dyn SigningKey, Failure> {
+        if let Self::Tpm(key) = self
+            && key.wants_pin()
+        {
+            let pin = match environment::user_pin()? {
+                Some(pin) => Some(pin),
+                None => ask_pin(&format!("PIN of the key {}", key.location()))?,
+            };
+            key.unlock(pin.as_ref())?;
+        }
+        Ok(self.locked())
+    }
+
+    fn locked(&self) -> &dyn SigningKey {
+        match self {
+            Self::Tpm(key) => key,
+            Self::File(key) => key,
+        }
+    }
+}
+
+/// The public half of what signs, as registered.
 pub(crate) fn public_key(key: &dyn SigningKey) -> Result<PrincipalKey, KeyError> {
     PrincipalKey::from_p256(key.public_key())
 }
@@ -89,8 +151,4 @@ pub(crate) fn must_be_active(key_id: &Id, signer: &Signer, now: Timestamp) -> Re
         key_id: key_id.clone(),
         state,
     })
-}
-
-fn boxed(key: impl SigningKey + 'static) -> Box<dyn SigningKey> {
-    Box::new(key)
 }

@@ -8,7 +8,7 @@ use crate::arguments::id;
 use crate::cli::RegisterKeyArgs;
 use crate::database::{self, within};
 use crate::failure::Failure;
-use crate::principal::{Place, must_be_active, public_key};
+use crate::principal::{Place, must_be_active};
 use crate::subject::Subject;
 use crate::terminal::{Report, escape, say, when};
 
@@ -18,14 +18,14 @@ pub(crate) async fn run(args: &RegisterKeyArgs) -> Result<Report, Failure> {
     if let Some(public_key) = &args.public_key {
         return anothers(&key_id, public_key, args).await;
     }
-    let place = Place::named(&args.key)?;
+    let place = Place::named(&args.key.place)?;
     let mut registry = database::open().await?;
     let now = within(registry.now()).await?;
     let registered = within(registry.signer(&key_id)).await?;
     let (key, origin) = match place.open()? {
         Some(key) => (key, "found"),
         None if registered.is_some() => return Err(Failure::IdTaken { key_id, place }),
-        None => (place.create()?, "made"),
+        None => (place.create(args.key.new_pin())?, "made"),
     };
     if let Place::File(path) = &place {
         say(
@@ -37,7 +37,7 @@ pub(crate) async fn run(args: &RegisterKeyArgs) -> Result<Report, Failure> {
             ),
         );
     }
-    let key = public_key(&*key)?;
+    let key = key.public()?;
     let (window, outcome) = if let Some(signer) = registered {
         if signer.key != key {
             return Err(Failure::IdTaken { key_id, place });

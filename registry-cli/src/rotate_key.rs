@@ -16,7 +16,7 @@ use crate::cli::RotateKeyArgs;
 use crate::confirm::{ask, must_be_askable};
 use crate::database::{self, within};
 use crate::failure::Failure;
-use crate::principal::{Place, must_be_active, public_key};
+use crate::principal::{Key, Place, must_be_active, public_key};
 use crate::terminal::{Report, escape, tell, when};
 
 /// Both keys, and what passes from one to the other.
@@ -40,7 +40,7 @@ pub(crate) async fn run(args: &RotateKeyArgs) -> Result<Report, Failure> {
         must_be_askable()?;
     }
     let (old, new) = (id("key id", &args.old)?, id("key id", &args.new)?);
-    let place = Place::named(&args.key)?;
+    let place = Place::named(&args.key.place)?;
     let mut registry = database::open().await?;
     let now = within(registry.now()).await?;
     let signer = within(registry.signer(&old)).await?;
@@ -65,7 +65,7 @@ pub(crate) async fn run(args: &RotateKeyArgs) -> Result<Report, Failure> {
     // Before anything is shown: the key there may be one that is registered already.
     let found = plan.place.open()?;
     if let Some(key) = &found {
-        plan.must_be_free(&mut registry, &**key).await?;
+        plan.must_be_free(&mut registry, key).await?;
     }
     tell(&plan.shown());
     if !args.yes {
@@ -73,9 +73,9 @@ pub(crate) async fn run(args: &RotateKeyArgs) -> Result<Report, Failure> {
     }
     let key = match found {
         Some(key) => key,
-        None => plan.place.create()?,
+        None => plan.place.create(args.key.new_pin())?,
     };
-    plan.carry_out(&mut registry, &*key).await
+    plan.carry_out(&mut registry, key.unlocked()?).await
 }
 
 impl Plan {
@@ -118,13 +118,9 @@ impl Plan {
         )?)
     }
 
-    async fn must_be_free(
-        &self,
-        registry: &mut Writer,
-        key: &dyn SigningKey,
-    ) -> Result<(), Failure> {
+    async fn must_be_free(&self, registry: &mut Writer, key: &Key) -> Result<(), Failure> {
         let same = Filter {
-            spki: Some(public_key(key)?.spki().clone()),
+            spki: Some(key.public()?.spki().clone()),
             ..Filter::default()
         };
         match within(registry.keys(&same)).await?.pop() {

@@ -106,6 +106,11 @@ fn tpm_exit(error: &TpmError) -> (Exit, &'static str) {
     match error {
         TpmError::Unreachable { .. } | TpmError::TimedOut { .. } => (Exit::Unavailable, TPM_DOWN),
         TpmError::HandleTaken { .. } => (Exit::Data, "choose another --handle"),
+        TpmError::OwnerPin { .. } => (Exit::NoPermission, ""),
+        TpmError::Full { .. } => (
+            Exit::CantCreate,
+            "remove a key that nobody needs: `tpm2_getcap handles-persistent`, `tpm2_evictcontrol`",
+        ),
         TpmError::Refused { .. }
         | TpmError::Vanished { .. }
         | TpmError::Thread(_)
@@ -118,6 +123,11 @@ fn sign_exit(error: &SignError) -> (Exit, &'static str) {
         SignError::Unavailable(error) => tpm_exit(error),
         SignError::TimedOut { .. } | SignError::Busy { .. } => (Exit::Unavailable, TPM_DOWN),
         SignError::KeyChanged { .. } => (Exit::Data, OTHER_STATE),
+        SignError::PinMissing { .. } | SignError::WrongPin { .. } => (Exit::NoPermission, ""),
+        SignError::LockedOut { .. } => (
+            Exit::Unavailable,
+            "wait, or let the TPM's owner unlock it with `tpm2_dictionarylockout -c`",
+        ),
         SignError::Refused { .. } | SignError::Software => (Exit::Unavailable, ""),
     }
 }

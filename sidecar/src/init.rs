@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use permission::{Identity, Leaf};
 use serde_json::json;
-use tpm::{Location, SigningKey, TpmError, TpmKey};
+use tpm::{Location, Pins, SigningKey, TpmError, TpmKey};
 
 use crate::certificate::{self, IssueError};
 use crate::cli::InitArgs;
@@ -84,7 +84,10 @@ pub fn set_up(
     let (key, outcome) = match TpmKey::open(&location)? {
         Some(key) => (key, Outcome::KeyFound),
         None if held.is_some() => return Err(InitError::KeyGone { location }),
-        None => (TpmKey::open_or_create(&location)?, Outcome::KeyMade),
+        None => (
+            TpmKey::open_or_create(&location, &Pins::default())?,
+            Outcome::KeyMade,
+        ),
     };
     let (leaf, certificate_pem) = match held {
         Some((leaf, _)) if leaf.spki != certificate::spki(&key)? => {

@@ -11,12 +11,14 @@
 #![forbid(unsafe_code)]
 
 mod location;
+mod pin;
 mod signing_key;
 mod software_key;
 mod tpm_key;
 pub mod tss_log;
 
 pub use location::{Handle, Location, ParseHandleError, ParseTctiError, Tcti};
+pub use pin::{Pin, PinError, Pins};
 pub use signing_key::{Found, SignError, SigningKey};
 pub use software_key::{SoftwareKey, SoftwareKeyError};
 pub use tpm_key::{TpmError, TpmKey, TssFailure, Unfit};

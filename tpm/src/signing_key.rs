@@ -54,6 +54,29 @@ pub enum SignError {
         /// What is there.
         found: Found,
     },
+    /// The key has a PIN, and none was given.
+    #[error("the TPM key {location} has a PIN, and none was given")]
+    PinMissing {
+        /// Which key.
+        location: Location,
+    },
+    /// The key has another PIN. Each attempt brings the TPM closer to locking such keys, so no
+    /// further one is made.
+    #[error("wrong PIN for the TPM key {location}; {}", attempts(*left))]
+    WrongPin {
+        /// Which key.
+        location: Location,
+        /// How many more wrong PINs the TPM takes, if it tells.
+        left: Option<u32>,
+    },
+    /// The TPM takes no PIN for now, right or wrong: it was given too many wrong ones.
+    #[error("the TPM key {location} is locked after too many wrong PINs{}", recovery(*recovers))]
+    LockedOut {
+        /// Which key.
+        location: Location,
+        /// How long until the TPM takes another attempt, if it tells.
+        recovers: Option<Duration>,
+    },
     /// The TPM answered, and refused.
     #[error("the TPM key {location} refused to sign: {failure}")]
     Refused {
@@ -65,6 +88,21 @@ pub enum SignError {
     /// The software key failed, which no message should make it do.
     #[error("the software key could not sign")]
     Software,
+}
+
+fn attempts(left: Option<u32>) -> String {
+    match left {
+        None => "after a few wrong ones the TPM locks".to_owned(),
+        Some(0) => "the TPM is locked now".to_owned(),
+        Some(1) => "one more wrong one, and the TPM locks".to_owned(),
+        Some(left) => format!("the TPM locks after {left} more wrong ones"),
+    }
+}
+
+fn recovery(recovers: Option<Duration>) -> String {
+    recovers.map_or(String::new(), |time| {
+        format!("; it takes one attempt every {} s", time.as_secs())
+    })
 }
 
 /// What took the place of the key that was opened.

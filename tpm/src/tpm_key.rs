@@ -21,7 +21,7 @@ pub use self::failure::TssFailure;
 use self::keeper::{Keeper, Request};
 pub use self::template::Unfit;
 use crate::signing_key::{Found, SignError, SigningKey};
-use crate::{Location, Tcti};
+use crate::{Location, Pin, Pins, Tcti};
 
 /// How many signatures may wait. Even a quick TPM makes fewer in [`TpmKey::SIGN_TIMEOUT`] than
 /// this, and a real one far fewer.
@@ -36,15 +36,21 @@ const QUEUE: usize = 256;
 pub struct TpmKey {
     location: Location,
     public_key: PublicKey,
+    wants_pin: bool,
     thread: TpmThread,
     sign_timeout: Duration,
 }
 
 /// What to do about an empty handle.
-#[derive(Clone, Copy)]
 enum Empty {
     Leave,
-    Create,
+    Create(Pins),
+}
+
+/// What opening finds out.
+struct Opened {
+    public_key: PublicKey,
+    wants_pin: bool,
 }
 
 /// How long to wait for the TPM.
@@ -69,22 +75,52 @@ impl TpmKey {
     };
 
     /// Opens the key at `location`; `None` if the handle is empty. Blocks the thread.
+    ///
+    /// A key that [wants a PIN](TpmKey::wants_pin) signs only once it is
+    /// [unlocked](TpmKey::unlock).
     pub fn open(location: &Location) -> Result<Option<TpmKey>, TpmError> {
         TpmKey::start(location, Empty::Leave, TpmKey::TIMEOUTS)
     }
 
     /// Opens the key at `location`, and makes one if the handle is empty. Blocks the thread.
     ///
+    /// A key that was there already is taken to have the user's PIN of `pins`, if it wants one.
+    ///
     /// After [`TpmError::TimedOut`] the key may yet be made, when the TPM comes round; the next
     /// call finds it.
-    pub fn open_or_create(location: &Location) -> Result<TpmKey, TpmError> {
-        TpmKey::create_within(location, TpmKey::TIMEOUTS)
+    pub fn open_or_create(location: &Location, pins: &Pins) -> Result<TpmKey, TpmError> {
+        TpmKey::create_within(location, pins, TpmKey::TIMEOUTS)
     }
 
-    fn create_within(location: &Location, timeouts: Timeouts) -> Result<TpmKey, TpmError> {
-        TpmKey::start(location, Empty::Create, timeouts)?.ok_or_else(|| TpmError::Vanished {
+    fn create_within(
+        location: &Location,
+        pins: &Pins,
+        timeouts: Timeouts,
+    ) -> Result<TpmKey, TpmError> {
+        let created = TpmKey::start(location, Empty::Create(pins.clone()), timeouts)?;
+        created.ok_or_else(|| TpmError::Vanished {
             location: location.clone(),
         })
+    }
+
+    /// Whether the key has a PIN, as far as a TPM tells: whether it counts wrong ones. What is so
+    /// protected but has none, as some other programs make keys, has the empty PIN.
+    pub fn wants_pin(&self) -> bool {
+        self.wants_pin
+    }
+
+    /// Gives the PIN, if the key wants one, and makes sure that it is the right one. A wrong one
+    /// is not tried again, whatever is to be signed; unlock again with the right one. Blocks the
+    /// thread.
+    pub fn unlock(&self, pin: Option<&Pin>) -> Result<(), SignError> {
+        if !self.wants_pin {
+            return Ok(());
+        }
+        let pin = pin.ok_or_else(|| SignError::PinMissing {
+            location: self.location.clone(),
+        })?;
+        self.sign_with(b"agent-gateway-pin-v1\n", Some(pin.clone()))
+            .map(drop)
     }
 
     fn start(
@@ -108,7 +144,7 @@ impl TpmKey {
             ended: Mutex::new(ended),
             handle: Some(handle),
         };
-        let public_key = match opening.recv_timeout(timeouts.open) {
+        let opened = match opening.recv_timeout(timeouts.open) {
             Ok(outcome) => outcome?,
             Err(RecvTimeoutError::Timeout) => {
                 let tcti = location.tcti.clone();
@@ -119,9 +155,10 @@ impl TpmKey {
             }
             Err(RecvTimeoutError::Disconnected) => return Err(TpmError::ThreadEnded),
         };
-        Ok(public_key.map(|public_key| TpmKey {
+        Ok(opened.map(|opened| TpmKey {
             location: location.clone(),
-            public_key,
+            public_key: opened.public_key,
+            wants_pin: opened.wants_pin,
             thread,
             sign_timeout: timeouts.sign,
         }))
@@ -132,7 +169,20 @@ impl TpmKey {
         &self.location
     }
 
-    fn ask(&self, digest: [u8; 32]) -> Result<Signature, SignError> {
+    fn sign_with(&self, message: &[u8], pin: Option<Pin>) -> Result<DerSignature, SignError> {
+        let signature = self.ask(Sha256::digest(message).into(), pin)?.to_der();
+        // A TPM in front of which somebody swapped the key, or whose state was replaced, signs
+        // without a murmur: swtpm's connection lasts for one command, so it isn't seen to break.
+        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, self.public_key.to_sec1_bytes())
+            .verify(message, signature.as_bytes())
+            .map_err(|_| SignError::KeyChanged {
+                location: self.location.clone(),
+                found: Found::AnotherKey,
+            })?;
+        Ok(signature)
+    }
+
+    fn ask(&self, digest: [u8; 32], pin: Option<Pin>) -> Result<Signature, SignError> {
         let deadline = Instant::now() + self.sign_timeout;
         let (reply, answer) = mpsc::sync_channel(1);
         let location = || self.location.clone();
@@ -142,6 +192,7 @@ impl TpmKey {
         requests
             .try_send(Request {
                 digest,
+                pin,
                 deadline,
                 reply,
             })
@@ -204,16 +255,7 @@ impl SigningKey for TpmKey {
     }
 
     fn sign(&self, message: &[u8]) -> Result<DerSignature, SignError> {
-        let signature = self.ask(Sha256::digest(message).into())?.to_der();
-        // A TPM in front of which somebody swapped the key, or whose state was replaced, signs
-        // without a murmur: swtpm's connection lasts for one command, so it isn't seen to break.
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, self.public_key.to_sec1_bytes())
-            .verify(message, signature.as_bytes())
-            .map_err(|_| SignError::KeyChanged {
-                location: self.location.clone(),
-                found: Found::AnotherKey,
-            })?;
-        Ok(signature)
+        self.sign_with(message, None)
     }
 }
 
@@ -221,18 +263,21 @@ impl SigningKey for TpmKey {
 fn run(
     location: Location,
     empty: Empty,
-    opened: &SyncSender<Result<Option<PublicKey>, TpmError>>,
+    opened: &SyncSender<Result<Option<Opened>, TpmError>>,
     requests: &Receiver<Request>,
 ) {
-    let outcome = match empty {
-        Empty::Leave => Connection::open(&location),
-        Empty::Create => Connection::open_or_create(&location),
+    let (outcome, pin) = match empty {
+        Empty::Leave => (Connection::open(&location), None),
+        Empty::Create(pins) => (Connection::open_or_create(&location, &pins), pins.user),
     };
     // A report fails only if the caller has given up, and then there are no requests either.
     match outcome {
         Ok(Some(connection)) => {
-            let _ = opened.send(Ok(Some(connection.public_key())));
-            Keeper::new(location, connection).serve(requests);
+            let _ = opened.send(Ok(Some(Opened {
+                public_key: connection.public_key(),
+                wants_pin: connection.wants_pin(),
+            })));
+            Keeper::new(location, connection, pin).serve(requests);
         }
         Ok(None) => {
             let _ = opened.send(Ok(None));
@@ -280,6 +325,20 @@ pub enum TpmError {
         /// Its answer.
         failure: TssFailure,
     },
+    /// The TPM's owner has a PIN, which it takes to make a key.
+    #[error("{}, so the TPM makes no key ({location})", owner_pin(*given))]
+    OwnerPin {
+        /// Where the key was to go.
+        location: Location,
+        /// Whether one was given, which then is wrong.
+        given: bool,
+    },
+    /// The TPM can keep no more keys.
+    #[error("the TPM has no room for another key ({location})")]
+    Full {
+        /// Where the key was to go.
+        location: Location,
+    },
     /// A key was made, and was gone at once.
     #[error("the TPM key {location} vanished as soon as it was made")]
     Vanished {
@@ -292,6 +351,14 @@ pub enum TpmError {
     /// The thread ended, which it shouldn't.
     #[error("the thread that talks with the TPM has ended; only a restart of this program helps")]
     ThreadEnded,
+}
+
+fn owner_pin(given: bool) -> &'static str {
+    if given {
+        "that is not its owner's PIN"
+    } else {
+        "its owner has a PIN, and none was given"
+    }
 }
 
 #[cfg(test)]

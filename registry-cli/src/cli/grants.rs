@@ -6,6 +6,7 @@ use clap::Args;
 use tpm::{Handle, Tcti};
 
 use super::Selectors;
+use crate::principal::NewPin;
 use crate::validity::Validity;
 
 /// `register-key`
@@ -15,10 +16,10 @@ pub struct RegisterKeyArgs {
     pub key_id: String,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it as help")]
-    pub key: KeyArgs,
+    pub key: NewKeyArgs,
     /// Another holder's public key, in any of the forms that `grant` takes for --spki: no private
     /// key is needed
-    #[arg(long, value_name = "FILE|HEX", conflicts_with_all = ["tcti", "handle", "key_file"])]
+    #[arg(long, value_name = "FILE|HEX", conflicts_with_all = ["tcti", "handle", "pin", "key_file"])]
     pub public_key: Option<String>,
     /// How long from now the key's signatures count: 365d, 12h, 90m or 45s
     #[arg(long, default_value = "365d", value_name = "DURATION")]
@@ -113,7 +114,7 @@ pub struct RotateKeyArgs {
     pub new: String,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it as help")]
-    pub key: KeyArgs,
+    pub key: NewKeyArgs,
     /// How long from now the new key's signatures count: 365d, 12h, 90m or 45s
     #[arg(long, default_value = "365d", value_name = "DURATION")]
     pub valid: Validity,
@@ -141,4 +142,26 @@ pub struct KeyArgs {
     /// key
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
+}
+
+/// Where a principal's key is, or is made.
+#[derive(Debug, Args)]
+pub struct NewKeyArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub place: KeyArgs,
+    /// Protect a key that is made with a PIN: that of AGENT_GATEWAY_TPM_USER_PIN (with which it is
+    /// also protected without this), or else you are asked
+    #[arg(long, conflicts_with = "key_file")]
+    pub pin: bool,
+}
+
+impl NewKeyArgs {
+    pub(crate) fn new_pin(&self) -> NewPin {
+        if self.pin {
+            NewPin::Wanted
+        } else {
+            NewPin::IfSet
+        }
+    }
 }

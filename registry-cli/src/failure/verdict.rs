@@ -6,7 +6,7 @@ use permission::Id;
 use registry::{OpenError, SchemaError, WriteError};
 use tpm::{SignError, SoftwareKeyError, TpmError};
 
-use crate::failure::Failure;
+use crate::failure::{Failure, PinFailure};
 use crate::grant::elsewhere::ElsewhereError;
 use crate::import::ImportError;
 use crate::scope::{Delegation, ScopeGap};
@@ -23,6 +23,10 @@ pub(super) enum Exit {
     Data = 65,
     /// `EX_NOINPUT`
     NoInput = 66,
+    /// A PIN is missing or wrong; `EX_NOUSER`, which is as near as any.
+    Pin = 67,
+    /// Too many wrong PINs; `EX_NOHOST`.
+    Locked = 68,
     /// `EX_UNAVAILABLE`
     Unavailable = 69,
     /// `EX_SOFTWARE`
@@ -68,6 +72,7 @@ impl Failure {
                 Exit::Usage,
                 "add --yes; `impact` shows first who loses what",
             ),
+            Self::Pin(error) => pin(error),
             Self::Declined => (Exit::NothingMatched, "nothing was changed"),
             Self::Unconfirmed { .. } => (
                 Exit::Temporary,
@@ -283,9 +288,28 @@ fn write(error: &WriteError) -> (Exit, &'static str) {
     }
 }
 
+fn pin(error: &PinFailure) -> (Exit, &'static str) {
+    match error {
+        PinFailure::Variable { .. } => (Exit::Pin, "set it to the PIN, or to nothing at all"),
+        PinFailure::Typed(_) | PinFailure::Differ => {
+            (Exit::Pin, "type the same short text both times")
+        }
+        PinFailure::Missing => (
+            Exit::Usage,
+            "set AGENT_GATEWAY_TPM_USER_PIN, or run this at a terminal to be asked",
+        ),
+    }
+}
+
 fn tpm(error: &TpmError) -> (Exit, &'static str) {
     match error {
         TpmError::HandleTaken { .. } => (Exit::Data, "choose another --handle"),
+        TpmError::OwnerPin { .. } => (Exit::Pin, "set AGENT_GATEWAY_TPM_SO_PIN to the owner's PIN"),
+        TpmError::Full { .. } => (
+            Exit::CantCreate,
+            "remove a key that nobody needs: `tpm2_getcap handles-persistent` lists them, \
+             `tpm2_evictcontrol -c HANDLE` removes one",
+        ),
         TpmError::Unreachable { .. }
         | TpmError::TimedOut { .. }
         | TpmError::Refused { .. }
@@ -301,6 +325,18 @@ fn sign(error: &SignError) -> (Exit, &'static str) {
         SignError::TimedOut { .. } | SignError::Busy { .. } | SignError::Refused { .. } => {
             (Exit::Unavailable, TPM_DOWN)
         }
+        SignError::PinMissing { .. } => (
+            Exit::Pin,
+            "set AGENT_GATEWAY_TPM_USER_PIN, or run this at a terminal to be asked",
+        ),
+        SignError::WrongPin { .. } => (
+            Exit::Pin,
+            "give the right one in AGENT_GATEWAY_TPM_USER_PIN, or when asked",
+        ),
+        SignError::LockedOut { .. } => (
+            Exit::Locked,
+            "wait, or let the TPM's owner unlock it with `tpm2_dictionarylockout -c`",
+        ),
         SignError::KeyChanged { .. } => (Exit::Data, "check who else uses this TPM"),
         SignError::Software => (Exit::Internal, "nothing was written"),
     }

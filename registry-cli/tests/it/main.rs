@@ -11,11 +11,14 @@
 mod asking;
 mod elsewhere;
 mod granting;
+mod interrupted;
 mod keys;
 mod listing;
 mod office;
 mod outages;
+mod pins;
 mod refusals;
 mod revoking;
 mod subjects;
 mod tending;
+mod user;

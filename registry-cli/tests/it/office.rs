@@ -74,6 +74,8 @@ impl Office {
             .stdin(Stdio::null())
             .env_remove("DATABASE_URL")
             .env_remove("AGENT_GATEWAY_TCTI")
+            .env_remove("AGENT_GATEWAY_TPM_USER_PIN")
+            .env_remove("AGENT_GATEWAY_TPM_SO_PIN")
             .env_remove("TSS2_LOG")
             .env("AGENT_GATEWAY_DATABASE_URL", self.database.url());
         command

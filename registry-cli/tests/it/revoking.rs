@@ -1,13 +1,11 @@
 //! `revoke`: exactly what matches, and the gateway sees it.
 
-use std::io::{Read as _, Write as _};
-use std::process::{Command, Stdio};
-
 use permission::{Decision, Reason, decide};
 use serde_json::json;
 use testbed::{Authz, AuthzOptions};
 
 use crate::office::{AGENT, KEY, Office, now, refusal};
+use crate::user::User;
 
 #[tokio::test]
 async fn revoked_permission_is_denied_at_the_next_decision() {
@@ -161,28 +159,12 @@ async fn without_a_yes_nothing_is_revoked() {
     assert!(said.contains("\nhint: add --all-of"), "{said}");
 }
 
-/// What a user at a terminal sees who types that, and the exit status.
-fn typed(office: &Office, command: &str, typed: &str) -> (i32, String) {
-    let command = format!("{} {command}", env!("CARGO_BIN_EXE_agent-gateway-registry"));
-    let mut child = Command::new("script")
-        .args(["-qec", &command, "/dev/null"])
-        .env("AGENT_GATEWAY_DATABASE_URL", office.database.url())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let (mut keyboard, mut screen) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-    let (mut seen, mut byte) = (Vec::new(), [0]);
-    // Not before the question: a Ctrl-C would end the program before it has asked.
-    while !seen.ends_with(b"[y/N] ") && screen.read(&mut byte).unwrap() == 1 {
-        seen.extend(byte);
-    }
-    // Where nothing was asked, nobody reads it.
-    let _ = keyboard.write_all(typed.as_bytes());
-    drop(keyboard);
-    screen.read_to_end(&mut seen).unwrap();
-    let status = child.wait().unwrap();
-    (status.code().unwrap(), String::from_utf8(seen).unwrap())
+/// What a user sees who is asked and types that, and the exit status.
+fn typed(office: &Office, command: &[&str], keys: &str) -> (i32, String) {
+    let mut user = User::runs(office, command).sits_down();
+    user.is_asked("[y/N] ");
+    user.types(keys);
+    user.leaves()
 }
 
 #[tokio::test]
@@ -190,29 +172,28 @@ async fn user_sees_what_matches_and_is_asked() {
     let office = Office::with_scopes(&["docstore"]).await;
     office.grant(&[("--id", "perm-1")]);
     let before = office.rows();
-    for no in ["n\n", "\n", "yess\n", "\x04", "\x03"] {
-        let (status, seen) = typed(&office, "revoke --identity agent-alpha", no);
+    let revoke = ["revoke", "--identity", AGENT];
+    for no in ["n\n", "\n", "yess\n", "\x04"] {
+        let (status, seen) = typed(&office, &revoke, no);
         assert!(
             seen.contains("\nperm-1         agent-alpha  docstore:443  "),
             "{seen}"
         );
         assert!(seen.contains("revoke 1 permission? [y/N] "), "{seen}");
-        assert!(
-            status == 1 || (no == "\x03" && status == 130),
-            "{status} {seen}"
-        );
+        assert_eq!(status, 1, "{seen}");
         assert_eq!(office.rows(), before, "{no:?}");
     }
-    let (status, seen) = typed(&office, "revoke --identity agent-beta", "y\n");
+    let nobody = ["revoke", "--identity", "agent-beta"];
+    let (status, seen) = User::runs(&office, &nobody).sits_down().leaves();
     assert_eq!(status, 1);
     assert!(seen.contains("error: no permission matches"), "{seen}");
-    let (status, seen) = typed(&office, "revoke-key org-alice", "n\n");
+    let (status, seen) = typed(&office, &["revoke-key", KEY], "n\n");
     assert_eq!(status, 1);
     assert!(
         seen.contains("revoke the key org-alice, which signed 1 permission?"),
         "{seen}"
     );
-    let (status, seen) = typed(&office, "revoke --identity agent-alpha", "y\n");
+    let (status, seen) = typed(&office, &revoke, "y\n");
     assert_eq!(status, 0);
     assert!(seen.contains("revoked perm-1"), "{seen}");
     assert_ne!(office.rows(), before);

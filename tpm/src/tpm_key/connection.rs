@@ -1,23 +1,31 @@
 //! The TPM commands: find a key, make one, sign with it.
 
+use std::thread;
+use std::time::Duration;
+
 use p256::PublicKey;
 use p256::ecdsa::Signature;
-use tss_esapi::constants::CapabilityType;
 use tss_esapi::constants::tss::{TPM2_RH_NULL, TPM2_ST_HASHCHECK};
+use tss_esapi::constants::{CapabilityType, PropertyTag};
 use tss_esapi::handles::{KeyHandle, ObjectHandle, PersistentTpmHandle, TpmHandle};
 use tss_esapi::interface_types::algorithm::HashingAlgorithm;
 use tss_esapi::interface_types::dynamic_handles::Persistent;
 use tss_esapi::interface_types::resource_handles::{Hierarchy, Provision};
 use tss_esapi::interface_types::session_handles::AuthSession;
 use tss_esapi::structures::{
-    CapabilityData, Digest, HashScheme, HashcheckTicket, Signature as TpmSignature, SignatureScheme,
+    Auth, CapabilityData, Digest, HashScheme, HashcheckTicket, Signature as TpmSignature,
+    SignatureScheme,
 };
 use tss_esapi::tss2_esys::{TPM2B_DIGEST, TPMT_TK_HASHCHECK};
 use tss_esapi::{Context, Error, WrapperErrorKind};
 
-use super::template::{self, Unfit};
+use super::template::{self, Fit, Guessing, Unfit};
 use super::{TpmError, TssFailure};
-use crate::Location;
+use crate::{Location, Pin, Pins};
+
+/// How often a key is tried to be made while other programs fill the TPM's slots, and how long
+/// they are given each time. Whoever makes a key, as we do, is through with it sooner.
+const CROWDED: (u32, Duration) = (20, Duration::from_millis(100));
 
 /// An open connection to a TPM that holds a key that may serve.
 ///
@@ -25,7 +33,7 @@ use crate::Location;
 pub(super) struct Connection {
     context: Context,
     key: KeyHandle,
-    public_key: PublicKey,
+    fit: Fit,
 }
 
 impl Connection {
@@ -33,29 +41,56 @@ impl Connection {
     pub(super) fn open(location: &Location) -> Result<Option<Connection>, TpmError> {
         let mut context = connect(location)?;
         let found = find(&mut context, location).map_err(|failure| failure.at(location))?;
-        Ok(found.map(|(key, public_key)| Connection {
-            context,
-            key,
-            public_key,
-        }))
+        Ok(found.map(|(key, fit)| Connection { context, key, fit }))
     }
 
     /// As [`Connection::open`], but makes a key first if the handle is empty.
-    pub(super) fn open_or_create(location: &Location) -> Result<Option<Connection>, TpmError> {
+    pub(super) fn open_or_create(
+        location: &Location,
+        pins: &Pins,
+    ) -> Result<Option<Connection>, TpmError> {
         if let Some(connection) = Connection::open(location)? {
             return Ok(Some(connection));
         }
-        match create(&mut connect(location)?, location) {
+        match create_patiently(location, pins)? {
             Ok(()) => tracing::info!(tpm.location = %location, "made a signing key in the TPM"),
             // Another process was faster; its key is as good.
             Err(failure) if failure.is_occupied_handle() => {}
-            Err(failure) => return Err(Failure::Tss("make a key", failure).at(location)),
+            Err(failure) => return Err(creation_failed(failure, location, pins)),
         }
         Connection::open(location)
     }
 
     pub(super) fn public_key(&self) -> PublicKey {
-        self.public_key
+        self.fit.public_key
+    }
+
+    pub(super) fn wants_pin(&self) -> bool {
+        self.fit.guessing == Guessing::LocksTheKey
+    }
+
+    /// The PIN that goes with each signature from now on; the TPM sees it only then.
+    pub(super) fn set_pin(&mut self, pin: &Pin) -> Result<(), TssFailure> {
+        let auth = Auth::try_from(pin.bytes())?;
+        Ok(self.context.tr_set_auth(self.key.into(), auth)?)
+    }
+
+    /// How many more wrong PINs the TPM takes before it locks.
+    pub(super) fn attempts_left(&mut self) -> Option<u32> {
+        let most = self.property(PropertyTag::MaxAuthFail)?;
+        let made = self.property(PropertyTag::LockoutCounter)?;
+        Some(most.saturating_sub(made))
+    }
+
+    /// How long it takes until the TPM forgets one wrong PIN.
+    pub(super) fn recovers(&mut self) -> Option<Duration> {
+        let seconds = self.property(PropertyTag::LockoutInterval)?;
+        Some(Duration::from_secs(seconds.into()))
+    }
+
+    /// The wrapper remembers what it was told, so a connection is asked only once.
+    fn property(&mut self, property: PropertyTag) -> Option<u32> {
+        self.context.get_tpm_property(property).ok().flatten()
     }
 
     /// Signs a SHA-256 digest.
@@ -116,10 +151,7 @@ fn tpm_handle(location: &Location) -> Result<PersistentTpmHandle, Error> {
     PersistentTpmHandle::new(location.handle.value())
 }
 
-fn find(
-    context: &mut Context,
-    location: &Location,
-) -> Result<Option<(KeyHandle, PublicKey)>, Failure> {
+fn find(context: &mut Context, location: &Location) -> Result<Option<(KeyHandle, Fit)>, Failure> {
     if !is_occupied(context, location)
         .map_err(|error| Failure::Tss("list its handles", error.into()))?
     {
@@ -135,8 +167,8 @@ fn find(
         Err(Error::WrapperError(_)) => return Err(Failure::Taken(Unfit::NotEcc)),
         Err(error) => return Err(Failure::Tss("read its key", error.into())),
     };
-    let public_key = template::inspect(&public).map_err(Failure::Taken)?;
-    Ok(Some((key, public_key)))
+    let fit = template::inspect(&public).map_err(Failure::Taken)?;
+    Ok(Some((key, fit)))
 }
 
 /// Asks for the list of handles: reading an empty one would make the C library complain.
@@ -150,19 +182,51 @@ fn is_occupied(context: &mut Context, location: &Location) -> Result<bool, Error
     }
 }
 
+/// Two commands at once on a TPM without a resource manager are in each other's way.
+fn create_patiently(location: &Location, pins: &Pins) -> Result<Result<(), TssFailure>, TpmError> {
+    let (attempts, pause) = CROWDED;
+    for _ in 1..attempts {
+        match create(&mut connect(location)?, location, pins) {
+            Err(failure) if failure.is_crowded() => thread::sleep(pause),
+            outcome => return Ok(outcome),
+        }
+    }
+    Ok(create(&mut connect(location)?, location, pins))
+}
+
+fn creation_failed(failure: TssFailure, location: &Location, pins: &Pins) -> TpmError {
+    let location = location.clone();
+    if failure.is_wrong_pin() {
+        let given = pins.owner.is_some();
+        TpmError::OwnerPin { location, given }
+    } else if failure.is_full() {
+        TpmError::Full { location }
+    } else {
+        Failure::Tss("make a key", failure).at(&location)
+    }
+}
+
 /// Makes a key and puts it at the handle.
 ///
 /// The primary key and the loaded key take a transient slot each; both are freed, whatever fails.
-fn create(context: &mut Context, location: &Location) -> Result<(), TssFailure> {
+fn create(context: &mut Context, location: &Location, pins: &Pins) -> Result<(), TssFailure> {
     let place = Persistent::Persistent(tpm_handle(location)?);
     let template = template::primary()?;
-    let key_template = template::signing_key()?;
+    let pin = pins.user.as_ref().filter(|pin| !pin.is_empty());
+    let key_template = template::signing_key(match pin {
+        Some(_) => Guessing::LocksTheKey,
+        None => Guessing::Pointless,
+    })?;
+    let pin = pin.map(|pin| Auth::try_from(pin.bytes())).transpose()?;
+    if let Some(owner) = &pins.owner {
+        context.tr_set_auth(ObjectHandle::Owner, Auth::try_from(owner.bytes())?)?;
+    }
     context.execute_with_session(Some(AuthSession::Password), |context| {
         let primary = context
             .create_primary(Hierarchy::Owner, template, None, None, None, None)?
             .key_handle;
         context.execute_with_temporary_object(primary.into(), |context, _| {
-            let made = context.create(primary, key_template, None, None, None, None)?;
+            let made = context.create(primary, key_template, pin, None, None, None)?;
             let key = context.load(primary, made.out_private, made.out_public)?;
             context.execute_with_temporary_object(key.into(), |context, key: ObjectHandle| {
                 context.evict_control(Provision::Owner, key, place)

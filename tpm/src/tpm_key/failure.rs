@@ -33,6 +33,27 @@ impl TssFailure {
         self.kind() == Some(Tss2ResponseCodeKind::NvDefined)
     }
 
+    /// Whether a password was wrong or missing.
+    pub(crate) fn is_wrong_pin(self) -> bool {
+        use Tss2ResponseCodeKind::{AuthFail, BadAuth};
+        matches!(self.kind(), Some(AuthFail | BadAuth))
+    }
+
+    /// Whether the TPM takes no password for now.
+    pub(crate) fn is_lockout(self) -> bool {
+        self.kind() == Some(Tss2ResponseCodeKind::Lockout)
+    }
+
+    /// Whether no more keys can be kept for good.
+    pub(crate) fn is_full(self) -> bool {
+        self.kind() == Some(Tss2ResponseCodeKind::NvSpace)
+    }
+
+    /// Whether other programs' keys fill the slots that commands work in.
+    pub(crate) fn is_crowded(self) -> bool {
+        self.kind() == Some(Tss2ResponseCodeKind::ObjectMemory)
+    }
+
     fn kind(self) -> Option<Tss2ResponseCodeKind> {
         match self.0 {
             Error::Tss2Error(code) => code.kind(),

@@ -12,12 +12,14 @@ use p256::ecdsa::Signature;
 
 use super::connection::Connection;
 use super::{TpmError, TssFailure};
-use crate::Location;
 use crate::signing_key::{Found, SignError};
+use crate::{Location, Pin};
 
 /// One signature to be made.
 pub(super) struct Request {
     pub(super) digest: [u8; 32],
+    /// The PIN to use from now on.
+    pub(super) pin: Option<Pin>,
     /// When the caller stops waiting.
     pub(super) deadline: Instant,
     pub(super) reply: SyncSender<Result<Signature, SignError>>,
@@ -29,13 +31,31 @@ pub(super) struct Keeper {
     public_key: PublicKey,
     /// None after it was lost; the next request opens it again.
     connection: Option<Connection>,
+    pin: KnownPin,
+}
+
+/// What goes with each signature.
+enum KnownPin {
+    /// The key has none.
+    None,
+    /// Nobody has said it.
+    Missing,
+    Given(Pin),
+    /// It was wrong, when so many attempts were left. It is not tried again: who signs often,
+    /// without looking, would lock the TPM at once.
+    Refused(Option<u32>),
 }
 
 impl Keeper {
-    pub(super) fn new(location: Location, connection: Connection) -> Keeper {
+    pub(super) fn new(location: Location, connection: Connection, pin: Option<Pin>) -> Keeper {
         Keeper {
             location,
             public_key: connection.public_key(),
+            pin: match pin {
+                _ if !connection.wants_pin() => KnownPin::None,
+                None => KnownPin::Missing,
+                Some(pin) => KnownPin::Given(pin),
+            },
             connection: Some(connection),
         }
     }
@@ -45,6 +65,9 @@ impl Keeper {
         for request in requests {
             if Instant::now() < request.deadline {
                 // Fails only if the caller has just given up.
+                if let Some(pin) = request.pin {
+                    self.pin = KnownPin::Given(pin);
+                }
                 let _ = request.reply.send(self.sign(request.digest));
             }
         }
@@ -53,8 +76,20 @@ impl Keeper {
     /// After any failure, looks whether the key is still there; after a lost connection, tries a
     /// second time. (Where the TPM itself refused, that would count a wrong password twice.)
     fn sign(&mut self, digest: [u8; 32]) -> Result<Signature, SignError> {
+        let location = || self.location.clone();
+        match self.pin {
+            KnownPin::None | KnownPin::Given(_) => {}
+            KnownPin::Missing => {
+                let location = location();
+                return Err(SignError::PinMissing { location });
+            }
+            KnownPin::Refused(left) => {
+                let location = location();
+                return Err(SignError::WrongPin { location, left });
+            }
+        }
         if let Some(mut connection) = self.connection.take() {
-            let failure = match connection.sign(digest) {
+            let failure = match self.sign_by(&mut connection, digest) {
                 Ok(signature) => {
                     self.connection = Some(connection);
                     return Ok(signature);
@@ -64,16 +99,31 @@ impl Keeper {
             drop(connection);
             tracing::warn!(tpm.location = %self.location, %failure, "connecting to the TPM again");
             if !failure.is_lost_connection() {
-                self.connection = Some(self.reopen()?);
-                return Err(self.refusal(failure));
+                let mut connection = self.reopen()?;
+                let refusal = self.refusal(failure, &mut connection);
+                self.connection = Some(connection);
+                return Err(refusal);
             }
         }
         let mut connection = self.reopen()?;
-        let signature = connection
-            .sign(digest)
-            .map_err(|failure| self.refusal(failure))?;
-        self.connection = Some(connection);
-        Ok(signature)
+        match self.sign_by(&mut connection, digest) {
+            Ok(signature) => {
+                self.connection = Some(connection);
+                Ok(signature)
+            }
+            Err(failure) => Err(self.refusal(failure, &mut connection)),
+        }
+    }
+
+    fn sign_by(
+        &self,
+        connection: &mut Connection,
+        digest: [u8; 32],
+    ) -> Result<Signature, TssFailure> {
+        if let KnownPin::Given(pin) = &self.pin {
+            connection.set_pin(pin)?;
+        }
+        connection.sign(digest)
     }
 
     /// Connects again, and makes sure that it is still the same key.
@@ -93,9 +143,16 @@ impl Keeper {
         }
     }
 
-    fn refusal(&self, failure: TssFailure) -> SignError {
+    fn refusal(&mut self, failure: TssFailure, connection: &mut Connection) -> SignError {
         let location = self.location.clone();
-        if failure.is_lost_connection() {
+        if matches!(self.pin, KnownPin::Given(_)) && failure.is_wrong_pin() {
+            let left = connection.attempts_left();
+            self.pin = KnownPin::Refused(left);
+            SignError::WrongPin { location, left }
+        } else if failure.is_lockout() {
+            let recovers = connection.recovers();
+            SignError::LockedOut { location, recovers }
+        } else if failure.is_lost_connection() {
             SignError::Unavailable(TpmError::Unreachable {
                 tcti: location.tcti,
                 failure,

@@ -31,23 +31,31 @@ pub(super) fn primary() -> Result<Public, Error> {
 }
 
 /// The key: made in this TPM, never to leave it, signs whatever digest it is given.
-pub(super) fn signing_key() -> Result<Public, Error> {
-    let attributes = signing_attributes().build()?;
+pub(super) fn signing_key(guessing: Guessing) -> Result<Public, Error> {
+    let attributes = signing_attributes(guessing).build()?;
     let parameters =
         PublicEccParametersBuilder::new_unrestricted_signing_key(ECDSA_SHA256, EccCurve::NistP256);
     ecc(attributes, parameters)
 }
 
-fn signing_attributes() -> ObjectAttributesBuilder {
+/// What comes of wrong PINs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Guessing {
+    /// The TPM counts them, and locks the key after a few. It takes each power cut after a
+    /// signature for one, too (TPM 2.0 Library, part 1, "Dictionary Attack Protection",
+    /// "Non-orderly Shutdown").
+    LocksTheKey,
+    /// There is no PIN to guess.
+    Pointless,
+}
+
+fn signing_attributes(guessing: Guessing) -> ObjectAttributesBuilder {
     ObjectAttributesBuilder::new()
         .with_fixed_tpm(true)
         .with_fixed_parent(true)
         .with_sensitive_data_origin(true)
         .with_user_with_auth(true)
-        // There is no password to guess. Without this the TPM takes each power cut after a
-        // signature for an attack, and locks the key after a few (TPM 2.0 Library, part 1,
-        // "Dictionary Attack Protection", "Non-orderly Shutdown").
-        .with_no_da(true)
+        .with_no_da(guessing == Guessing::Pointless)
         .with_sign_encrypt(true)
 }
 
@@ -96,8 +104,16 @@ pub enum Unfit {
     NeedsPolicy,
 }
 
-/// The public key, if it is one that may serve.
-pub(super) fn inspect(public: &Public) -> Result<PublicKey, Unfit> {
+/// A key that may serve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Fit {
+    pub(super) public_key: PublicKey,
+    /// A TPM doesn't tell whether a key has a PIN, but whether it counts wrong ones.
+    pub(super) guessing: Guessing,
+}
+
+/// The key, if it is one that may serve.
+pub(super) fn inspect(public: &Public) -> Result<Fit, Unfit> {
     let Public::Ecc {
         object_attributes: attributes,
         parameters,
@@ -132,7 +148,16 @@ pub(super) fn inspect(public: &Public) -> Result<PublicKey, Unfit> {
     if !attributes.user_with_auth() {
         return Err(Unfit::NeedsPolicy);
     }
-    public_key(unique).ok_or(Unfit::NotEcc)
+    let guessing = if attributes.no_da() {
+        Guessing::Pointless
+    } else {
+        Guessing::LocksTheKey
+    };
+    let public_key = public_key(unique).ok_or(Unfit::NotEcc)?;
+    Ok(Fit {
+        public_key,
+        guessing,
+    })
 }
 
 fn public_key(point: &EccPoint) -> Option<PublicKey> {
@@ -186,16 +211,23 @@ mod tests {
 
     #[test]
     fn our_own_key_passes_with_and_without_a_scheme() {
-        for scheme in [ECDSA_SHA256, EccScheme::Null] {
-            let public = at_point(signing_attributes(), scheme, EccCurve::NistP256);
-            let generator = PublicKey::from_affine(p256::AffinePoint::GENERATOR).unwrap();
-            assert_eq!(inspect(&public), Ok(generator));
+        for (scheme, guessing) in [
+            (ECDSA_SHA256, Guessing::Pointless),
+            (EccScheme::Null, Guessing::LocksTheKey),
+        ] {
+            let public = at_point(signing_attributes(guessing), scheme, EccCurve::NistP256);
+            let public_key = PublicKey::from_affine(p256::AffinePoint::GENERATOR).unwrap();
+            let fit = Fit {
+                public_key,
+                guessing,
+            };
+            assert_eq!(inspect(&public), Ok(fit));
         }
     }
 
     #[test]
     fn each_attribute_that_differs_is_named() {
-        let ours = signing_attributes;
+        let ours = || signing_attributes(Guessing::Pointless);
         for (attributes, expected) in [
             (
                 ours().with_sign_encrypt(false).with_decrypt(true),
@@ -223,7 +255,7 @@ mod tests {
     #[test]
     fn another_curve_or_scheme_is_named() {
         let sha384 = EccScheme::EcDsa(HashScheme::new(HashingAlgorithm::Sha384));
-        let key = |scheme, curve| at_point(signing_attributes(), scheme, curve);
+        let key = |scheme, curve| at_point(signing_attributes(Guessing::Pointless), scheme, curve);
         assert_eq!(
             inspect(&key(sha384, EccCurve::NistP256)),
             Err(Unfit::OtherScheme)
@@ -236,7 +268,10 @@ mod tests {
 
     #[test]
     fn a_point_off_the_curve_is_no_key() {
-        assert_eq!(inspect(&signing_key().unwrap()), Err(Unfit::NotEcc));
+        assert_eq!(
+            inspect(&signing_key(Guessing::Pointless).unwrap()),
+            Err(Unfit::NotEcc)
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::thread;
 use testbed::Swtpm;
 
 use super::*;
-use crate::Handle;
+use crate::{Handle, Pins};
 
 const IMPATIENT: Timeouts = Timeouts {
     open: TpmKey::OPEN_TIMEOUT,
@@ -35,7 +35,7 @@ fn sign_eventually(key: &TpmKey) -> DerSignature {
 #[test]
 fn paused_tpm_times_out_and_signs_again_when_it_goes_on() {
     let mut swtpm = Swtpm::start().unwrap();
-    let key = TpmKey::create_within(&location(&swtpm), IMPATIENT).unwrap();
+    let key = TpmKey::create_within(&location(&swtpm), &Pins::default(), IMPATIENT).unwrap();
     swtpm.process().pause().unwrap();
     for _ in 0..2 {
         let error = key.sign(b"now").unwrap_err();
@@ -58,7 +58,7 @@ fn paused_tpm_times_out_and_signs_again_when_it_goes_on() {
 #[test]
 fn killed_while_it_hangs_the_tpm_signs_again_once_restarted() {
     let mut swtpm = Swtpm::start().unwrap();
-    let key = TpmKey::create_within(&location(&swtpm), IMPATIENT).unwrap();
+    let key = TpmKey::create_within(&location(&swtpm), &Pins::default(), IMPATIENT).unwrap();
     swtpm.process().pause().unwrap();
     assert!(matches!(key.sign(b"now"), Err(SignError::TimedOut { .. })));
     swtpm.process().kill();
@@ -73,6 +73,7 @@ fn opening_on_a_paused_tpm_times_out() {
     let limit = Duration::from_millis(300);
     let error = TpmKey::create_within(
         &location(&swtpm),
+        &Pins::default(),
         Timeouts {
             open: limit,
             ..IMPATIENT
@@ -89,7 +90,7 @@ fn opening_on_a_paused_tpm_times_out() {
 #[test]
 fn more_signatures_than_the_queue_holds_are_refused_at_once() {
     let mut swtpm = Swtpm::start().unwrap();
-    let key = TpmKey::create_within(&location(&swtpm), IMPATIENT).unwrap();
+    let key = TpmKey::create_within(&location(&swtpm), &Pins::default(), IMPATIENT).unwrap();
     swtpm.process().pause().unwrap();
     let outcomes: Vec<_> = thread::scope(|scope| {
         let callers: Vec<_> = (0..QUEUE + 20)

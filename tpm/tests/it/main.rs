@@ -10,6 +10,7 @@
 
 mod opening;
 mod outages;
+mod pins;
 mod relay;
 mod signing;
 mod software_key;

@@ -1,7 +1,9 @@
 //! Finding and making keys.
 
+use std::thread;
+
 use testbed::Swtpm;
-use tpm::{SigningKey, TpmError, TpmKey, Unfit};
+use tpm::{Pins, SigningKey, TpmError, TpmKey, Unfit};
 
 use crate::{location, make_key, sign_and_verify, tools};
 
@@ -18,12 +20,12 @@ fn empty_handle_is_none_and_stays_empty() {
 fn created_key_is_found_again_with_the_same_public_key() {
     let mut swtpm = Swtpm::start().unwrap();
     let location = location(&swtpm);
-    let created = TpmKey::open_or_create(&location).unwrap();
+    let created = TpmKey::open_or_create(&location, &Pins::default()).unwrap();
     assert_eq!(
         tools(&swtpm, "tpm2_getcap handles-persistent"),
         "- 0x81010004\n"
     );
-    let again = TpmKey::open_or_create(&location).unwrap();
+    let again = TpmKey::open_or_create(&location, &Pins::default()).unwrap();
     assert_eq!(again.public_key(), created.public_key());
     swtpm.stop().unwrap();
     swtpm.start_again().unwrap();
@@ -37,9 +39,9 @@ fn keys_at_two_handles_differ() {
     let swtpm = Swtpm::start().unwrap();
     let mut other = location(&swtpm);
     other.handle = "0x81010005".parse().unwrap();
-    let first = TpmKey::open_or_create(&location(&swtpm)).unwrap();
+    let first = TpmKey::open_or_create(&location(&swtpm), &Pins::default()).unwrap();
     assert!(TpmKey::open(&other).unwrap().is_none());
-    let second = TpmKey::open_or_create(&other).unwrap();
+    let second = TpmKey::open_or_create(&other, &Pins::default()).unwrap();
     assert_ne!(first.public_key(), second.public_key());
     assert_eq!(second.location(), &other);
 }
@@ -47,7 +49,7 @@ fn keys_at_two_handles_differ() {
 #[test]
 fn created_key_has_the_attributes_that_were_promised() {
     let swtpm = Swtpm::start().unwrap();
-    TpmKey::open_or_create(&location(&swtpm)).unwrap();
+    TpmKey::open_or_create(&location(&swtpm), &Pins::default()).unwrap();
     let public = tools(&swtpm, "tpm2_readpublic -c 0x81010004");
     for line in [
         "value: fixedtpm|fixedparent|sensitivedataorigin|userwithauth|noda|sign\n",
@@ -91,7 +93,7 @@ fn handle_with_anything_else_is_taken_and_left_alone() {
         let before = tools(&swtpm, "tpm2_readpublic -c 0x81010004");
         for outcome in [
             TpmKey::open(&location(&swtpm)).map(|_| ()),
-            TpmKey::open_or_create(&location(&swtpm)).map(|_| ()),
+            TpmKey::open_or_create(&location(&swtpm), &Pins::default()).map(|_| ()),
         ] {
             let error = outcome.unwrap_err();
             let TpmError::HandleTaken {
@@ -118,11 +120,11 @@ fn handle_with_anything_else_is_taken_and_left_alone() {
 }
 
 #[test]
-fn owner_password_or_platform_handle_refuses_creation_and_leaves_no_slot_in_use() {
+fn platform_handle_refuses_creation_and_leaves_no_slot_in_use() {
     let swtpm = Swtpm::start().unwrap();
     let mut platform = location(&swtpm);
     platform.handle = "0x81800000".parse().unwrap();
-    let error = TpmKey::open_or_create(&platform).unwrap_err();
+    let error = TpmKey::open_or_create(&platform, &Pins::default()).unwrap_err();
     // The keys are in their slots by then, and storing fails.
     assert!(
         matches!(
@@ -135,21 +137,58 @@ fn owner_password_or_platform_handle_refuses_creation_and_leaves_no_slot_in_use(
         "{error:?}"
     );
     assert_eq!(tools(&swtpm, "tpm2_getcap handles-transient"), "");
+}
 
-    tools(&swtpm, "tpm2_changeauth -c owner secret");
-    let error = TpmKey::open_or_create(&location(&swtpm)).unwrap_err();
-    let text = format!(
-        "the TPM refused to make a key (0x81010004 at {}): a password is set where none was expected",
-        swtpm.tcti()
-    );
-    assert_eq!(error.to_string(), text);
-    assert_eq!(
-        tools(
-            &swtpm,
-            "tpm2_getcap handles-transient; tpm2_getcap handles-persistent"
-        ),
-        ""
-    );
+#[test]
+fn full_tpm_makes_no_further_key_until_one_is_removed() {
+    let swtpm = Swtpm::start().unwrap();
+    let at = |number: u32| {
+        let mut location = location(&swtpm);
+        location.handle = format!("{:#010x}", 0x8101_0010 + number).parse().unwrap();
+        TpmKey::open_or_create(&location, &Pins::default())
+    };
+    let first_that_fails = (0..100).find_map(|number| Some((number, at(number).err()?)));
+    let (number, error) = first_that_fails.unwrap();
+    assert!(matches!(error, TpmError::Full { .. }), "{error:?}");
+    assert!(number > 1);
+    let used = "tpm2_getcap handles-transient; tpm2_getcap handles-loaded-session";
+    assert_eq!(tools(&swtpm, used), "");
+    tools(&swtpm, "tpm2_evictcontrol -Q -C o -c 0x81010010");
+    sign_and_verify(&at(number).unwrap(), b"message");
+}
+
+#[test]
+fn keys_are_made_at_several_handles_at_once() {
+    let swtpm = Swtpm::start().unwrap();
+    thread::scope(|scope| {
+        for number in 0..4_u32 {
+            let mut location = location(&swtpm);
+            location.handle = format!("{:#010x}", 0x8101_0010 + number).parse().unwrap();
+            scope.spawn(move || {
+                let key = TpmKey::open_or_create(&location, &Pins::default()).unwrap();
+                sign_and_verify(&key, b"message");
+            });
+        }
+    });
+}
+
+#[test]
+fn one_handle_gets_one_key_however_many_make_it_at_once() {
+    let swtpm = Swtpm::start().unwrap();
+    let location = location(&swtpm);
+    let keys: Vec<_> = thread::scope(|scope| {
+        let make = || {
+            *TpmKey::open_or_create(&location, &Pins::default())
+                .unwrap()
+                .public_key()
+        };
+        let makers: Vec<_> = (0..4).map(|_| scope.spawn(make)).collect();
+        makers
+            .into_iter()
+            .map(|maker| maker.join().unwrap())
+            .collect()
+    });
+    assert!(keys.iter().all(|key| *key == keys[0]));
 }
 
 #[test]
@@ -159,11 +198,11 @@ fn full_transient_slots_say_how_to_free_them() {
         &swtpm,
         "for slot in 1 2 3; do tpm2_createprimary -Q -C o -G ecc -c slot; done",
     );
-    let error = TpmKey::open_or_create(&location(&swtpm)).unwrap_err();
+    let error = TpmKey::open_or_create(&location(&swtpm), &Pins::default()).unwrap_err();
     assert!(
         error.to_string().contains("`tpm2_flushcontext -t`"),
         "{error}"
     );
     tools(&swtpm, "tpm2_flushcontext -t");
-    TpmKey::open_or_create(&location(&swtpm)).unwrap();
+    TpmKey::open_or_create(&location(&swtpm), &Pins::default()).unwrap();
 }

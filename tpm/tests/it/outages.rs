@@ -6,7 +6,7 @@ use std::process::Command;
 use p256::PublicKey;
 use tempfile::TempDir;
 use testbed::{Process, Swtpm};
-use tpm::{Found, SignError, SigningKey, TpmError, TpmKey, Unfit};
+use tpm::{Found, Pins, SignError, SigningKey, TpmError, TpmKey, Unfit};
 
 use crate::relay::Relay;
 use crate::{location, make_key, sign_and_verify, tools};
@@ -42,7 +42,7 @@ fn impostor(swtpm: &Swtpm, state: &Path) -> Process {
 
 fn swtpm_with_key() -> (Swtpm, TpmKey, PublicKey) {
     let swtpm = Swtpm::start().unwrap();
-    let key = TpmKey::open_or_create(&location(&swtpm)).unwrap();
+    let key = TpmKey::open_or_create(&location(&swtpm), &Pins::default()).unwrap();
     sign_and_verify(&key, b"before");
     let public_key = *key.public_key();
     (swtpm, key, public_key)
@@ -85,7 +85,7 @@ fn connection_that_breaks_once_costs_no_signature() {
     let relay = Relay::start(&swtpm);
     let mut location = location(&swtpm);
     location.tcti = relay.tcti().parse().unwrap();
-    let key = TpmKey::open_or_create(&location).unwrap();
+    let key = TpmKey::open_or_create(&location, &Pins::default()).unwrap();
     relay.cut_next();
     sign_and_verify(&key, b"message");
     assert!(relay.has_cut());
@@ -116,7 +116,7 @@ fn opening_without_a_tpm_says_which_one_it_cannot_reach() {
     swtpm.stop().unwrap();
     for outcome in [
         TpmKey::open(&location).map(|_| ()),
-        TpmKey::open_or_create(&location).map(|_| ()),
+        TpmKey::open_or_create(&location, &Pins::default()).map(|_| ()),
     ] {
         let error = outcome.unwrap_err();
         assert!(matches!(error, TpmError::Unreachable { .. }), "{error:?}");
@@ -146,7 +146,7 @@ fn tpm_that_comes_back_with_another_key_does_not_sign() {
     swtpm.stop().unwrap();
     assert!(is_unavailable(&key));
     let mut other = impostor(&swtpm, state.path());
-    let other_key = TpmKey::open_or_create(&location(&swtpm)).unwrap();
+    let other_key = TpmKey::open_or_create(&location(&swtpm), &Pins::default()).unwrap();
     assert_ne!(other_key.public_key(), &public_key);
     // Seen while connecting again.
     assert_eq!(found(&key), Found::AnotherKey);
@@ -163,7 +163,7 @@ fn key_replaced_between_two_signatures_is_noticed() {
     let state = TempDir::new().unwrap();
     swtpm.stop().unwrap();
     let _other = impostor(&swtpm, state.path());
-    TpmKey::open_or_create(&location(&swtpm)).unwrap();
+    TpmKey::open_or_create(&location(&swtpm), &Pins::default()).unwrap();
     assert_eq!(found(&key), Found::AnotherKey);
     assert_eq!(found(&key), Found::AnotherKey);
 }

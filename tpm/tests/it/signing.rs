@@ -4,16 +4,16 @@ use std::thread;
 
 use p256::ecdsa::Signature;
 use testbed::Swtpm;
-use tpm::{SignError, SigningKey, TpmKey};
+use tpm::{Pins, TpmKey};
 
-use crate::{location, make_key, sign_and_verify, tools};
+use crate::{location, sign_and_verify, tools};
 
 /// Half of the signatures have a high S, one in 256 a short r, as many a short s: goes on until
 /// each has come.
 #[test]
 fn every_form_of_signature_verifies() {
     let swtpm = Swtpm::start().unwrap();
-    let key = TpmKey::open_or_create(&location(&swtpm)).unwrap();
+    let key = TpmKey::open_or_create(&location(&swtpm), &Pins::default()).unwrap();
     let (mut high_s, mut low_s, mut short_r, mut short_s) = (0, 0, 0, 0);
     for number in 0..20_000_u32 {
         let signature = sign_and_verify(&key, &number.to_be_bytes());
@@ -38,7 +38,7 @@ fn every_form_of_signature_verifies() {
 #[test]
 fn message_of_any_length_is_signed() {
     let swtpm = Swtpm::start().unwrap();
-    let key = TpmKey::open_or_create(&location(&swtpm)).unwrap();
+    let key = TpmKey::open_or_create(&location(&swtpm), &Pins::default()).unwrap();
     for length in [0, 1, 31, 32, 33, 1024, 1025, 1 << 20] {
         sign_and_verify(&key, &vec![7; length]);
     }
@@ -47,7 +47,7 @@ fn message_of_any_length_is_signed() {
 #[test]
 fn many_threads_sign_at_once() {
     let swtpm = Swtpm::start().unwrap();
-    let key = TpmKey::open_or_create(&location(&swtpm)).unwrap();
+    let key = TpmKey::open_or_create(&location(&swtpm), &Pins::default()).unwrap();
     thread::scope(|scope| {
         for thread in 0..32_u8 {
             let key = &key;
@@ -63,7 +63,7 @@ fn many_threads_sign_at_once() {
 #[test]
 fn two_openers_of_one_key_sign_side_by_side() {
     let swtpm = Swtpm::start().unwrap();
-    let first = TpmKey::open_or_create(&location(&swtpm)).unwrap();
+    let first = TpmKey::open_or_create(&location(&swtpm), &Pins::default()).unwrap();
     let second = TpmKey::open(&location(&swtpm)).unwrap().unwrap();
     for number in 0..20_u8 {
         sign_and_verify(&first, &[number]);
@@ -75,33 +75,9 @@ fn two_openers_of_one_key_sign_side_by_side() {
 fn opening_and_signing_leave_no_slot_and_no_session_in_use() {
     let swtpm = Swtpm::start().unwrap();
     for number in 0..20_u8 {
-        let key = TpmKey::open_or_create(&location(&swtpm)).unwrap();
+        let key = TpmKey::open_or_create(&location(&swtpm), &Pins::default()).unwrap();
         sign_and_verify(&key, &[number]);
     }
     let used = "tpm2_getcap handles-transient; tpm2_getcap handles-loaded-session";
     assert_eq!(tools(&swtpm, used), "");
-}
-
-#[test]
-fn key_with_a_password_refuses_to_sign() {
-    let swtpm = Swtpm::start().unwrap();
-    let attributes = "fixedtpm|fixedparent|sensitivedataorigin|userwithauth|sign";
-    tools(
-        &swtpm,
-        &make_key("ecc256:ecdsa-sha256", attributes, "-p secret"),
-    );
-    let key = TpmKey::open(&location(&swtpm)).unwrap().unwrap();
-    let error = key.sign(b"message").unwrap_err();
-    assert!(matches!(error, SignError::Refused { .. }), "{error:?}");
-    let text = format!(
-        "the TPM key 0x81010004 at {} refused to sign: a password is set where none was expected",
-        swtpm.tcti()
-    );
-    assert_eq!(error.to_string(), text);
-    // One wrong password a signature: three lock such a key.
-    let counter = tools(
-        &swtpm,
-        "tpm2_getcap properties-variable | grep LOCKOUT_COUNTER",
-    );
-    assert_eq!(counter, "TPM2_PT_LOCKOUT_COUNTER: 0x1\n");
 }
