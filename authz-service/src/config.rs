@@ -5,6 +5,7 @@
 
 mod defaults;
 mod error;
+mod trust;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -117,6 +118,13 @@ pub struct Policy {
     pub database_url: Option<Secret>,
     /// Name of the environment variable that holds the Postgres URL.
     pub database_url_env: Option<String>,
+    /// Public keys of the roots of trust: PEM, hex of the SPKI DER, or the absolute path of a file
+    /// with either. Keys and scopes then count only as one of these signed them. Empty: rows count
+    /// as they are, and whoever writes the registry decides.
+    pub trust_roots: Vec<String>,
+    /// The registry's id as the roots sign it (`agent-gateway-registry root show`); needed with
+    /// `trust_roots`, and never taken from the registry.
+    pub registry_id: Option<String>,
     /// Most connections to Postgres.
     pub max_connections: u32,
     /// Longest wait for the first connection, in milliseconds.
@@ -434,6 +442,7 @@ impl Config {
             connect_timeout: Duration::from_millis(policy.connect_timeout_ms),
             acquire_timeout: Duration::from_millis(policy.pool_acquire_timeout_ms),
             query_timeout: Duration::from_millis(policy.query_timeout_ms),
+            trust_roots: trust::roots(&policy.trust_roots, policy.registry_id.as_deref())?,
         })
     }
 

@@ -297,6 +297,11 @@ async fn decision_point(
 ) -> Result<DecisionPoint, ServeError> {
     let (resolver, addresses) = prepare(config)?;
     let registry = Reader::open(options).await?;
+    if options.trust_roots.is_none() {
+        tracing::warn!(
+            "no policy.trust_roots: whoever writes the registry's tables decides who may reach what"
+        );
+    }
     let deadline = Instant::now() + options.query_timeout;
     if registry.can_write(deadline).await == Some(true) {
         tracing::warn!(

@@ -6,7 +6,9 @@ use crate::identity::Identity;
 use crate::key::{PrincipalKey, Verified};
 use crate::permission::Permission;
 use crate::reason::Reason;
+use crate::root::{Claim, Statement, TrustRoots};
 use crate::spki::Spki;
+use crate::text::Id;
 use crate::time::{Position, Timestamp, Window};
 
 /// A tunnel that was allowed ends after this long at the latest, in microseconds (24 h).
@@ -53,11 +55,12 @@ enum Row {
     Unsigned(Permission),
 }
 
-/// When something counts.
+/// When something counts, and whether a trust root says so; where none is asked for, all do.
 #[derive(Debug, Clone, Copy)]
 struct Standing {
     window: Window,
     revoked: bool,
+    trusted: bool,
 }
 
 impl Standing {
@@ -75,6 +78,8 @@ pub struct Signer {
     pub window: Window,
     /// Taken back.
     pub revoked: bool,
+    /// What a root is said to have made of that, in DER.
+    pub root_signature: Option<Vec<u8>>,
 }
 
 /// A destination that a key may delegate.
@@ -86,6 +91,57 @@ pub struct Scope {
     pub window: Window,
     /// Taken back.
     pub revoked: bool,
+    /// What a root is said to have made of that, in DER.
+    pub root_signature: Option<Vec<u8>>,
+}
+
+impl Signer {
+    /// Whether the key of that id counts by the word of `roots`; where there are none, it does.
+    pub fn is_trusted(&self, key_id: &Id, roots: Option<&TrustRoots>) -> bool {
+        let claim = Claim::Signs;
+        self.vouched(
+            key_id,
+            claim,
+            self.window,
+            self.root_signature.as_deref(),
+            roots,
+        )
+    }
+
+    /// As [`Signer::is_trusted`], of what the key of that id may delegate.
+    pub fn may_delegate(&self, key_id: &Id, scope: &Scope, roots: Option<&TrustRoots>) -> bool {
+        let claim = Claim::Delegates(scope.destination.clone());
+        self.vouched(
+            key_id,
+            claim,
+            scope.window,
+            scope.root_signature.as_deref(),
+            roots,
+        )
+    }
+
+    fn vouched(
+        &self,
+        key_id: &Id,
+        claim: Claim,
+        window: Window,
+        signature_der: Option<&[u8]>,
+        roots: Option<&TrustRoots>,
+    ) -> bool {
+        let Some(roots) = roots else {
+            return true;
+        };
+        signature_der.is_some_and(|signature_der| {
+            let statement = Statement {
+                registry_id: roots.registry_id().clone(),
+                key_id: key_id.clone(),
+                key: self.key.clone(),
+                claim,
+                window,
+            };
+            roots.vouch_for(&statement, signature_der)
+        })
+    }
 }
 
 /// Yes or no.
@@ -117,7 +173,8 @@ impl<'a> Permit<'a> {
 }
 
 impl Candidate {
-    /// Puts a row and what it hangs on together, and checks the signature.
+    /// Puts a row and what it hangs on together, and checks the signatures: the row's own, and
+    /// with `roots` those of key and scopes.
     ///
     /// `signer` is the registered key that the row names, or `None` where there is none that can
     /// be used.
@@ -125,27 +182,32 @@ impl Candidate {
         permission: Permission,
         revoked: bool,
         signature_der: &[u8],
-        signer: Option<Signer>,
+        signer: Option<&Signer>,
         scopes: &[Scope],
+        roots: Option<&TrustRoots>,
     ) -> Self {
-        let verified = signer
-            .as_ref()
-            .and_then(|signer| Verified::new(permission.clone(), signature_der, &signer.key).ok());
+        let key_id = &permission.signing_key_id;
+        let trusts = |scope| signer.is_some_and(|key| key.may_delegate(key_id, scope, roots));
         let scopes = scopes
             .iter()
             .filter(|scope| scope.destination == permission.destination)
             .map(|scope| Standing {
                 window: scope.window,
                 revoked: scope.revoked,
+                trusted: trusts(scope),
             })
             .collect();
+        let standing = signer.map(|signer| Standing {
+            window: signer.window,
+            revoked: signer.revoked,
+            trusted: signer.is_trusted(key_id, roots),
+        });
+        let verified = signer
+            .and_then(|signer| Verified::new(permission.clone(), signature_der, &signer.key).ok());
         Self {
             row: verified.map_or(Row::Unsigned(permission), Row::Signed),
             revoked,
-            signer: signer.map(|signer| Standing {
-                window: signer.window,
-                revoked: signer.revoked,
-            }),
+            signer: standing,
             scopes,
         }
     }
@@ -211,6 +273,9 @@ pub fn judge<'a>(
         return Err(Reason::PermissionRevoked);
     }
     let signer = candidate.signer.as_ref().ok_or(Reason::SigningKeyUnknown)?;
+    if !signer.trusted {
+        return Err(Reason::SigningKeyUntrusted);
+    }
     if !signer.is_active(now) {
         return Err(Reason::SigningKeyInactive);
     }
@@ -218,8 +283,16 @@ pub fn judge<'a>(
         return Err(Reason::SignatureInvalid);
     };
     let covers = |scope: &Standing| scope.is_active(now) && scope.window.covers(&row.window);
-    if !candidate.scopes.iter().any(covers) {
+    let mut covering = candidate
+        .scopes
+        .iter()
+        .filter(|scope| covers(scope))
+        .peekable();
+    if covering.peek().is_none() {
         return Err(Reason::ScopeMissing);
+    }
+    if !covering.any(|scope| scope.trusted) {
+        return Err(Reason::ScopeUntrusted);
     }
     // A scope that covers the permission's window never ends before it.
     let ends_at = now

@@ -60,7 +60,11 @@ impl PrincipalKey {
         &self.spki
     }
 
-    fn check(&self, message: &[u8], signature_der: &[u8]) -> Result<(), SignatureInvalid> {
+    pub(crate) fn check(
+        &self,
+        message: &[u8],
+        signature_der: &[u8],
+    ) -> Result<(), SignatureInvalid> {
         // ring: six times faster here than the p256 crate, and as strict about DER.
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &self.point)
             .verify(message, signature_der)

@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod canonical;
 pub mod certificate;
 pub mod decide;
 pub mod destination;
@@ -13,17 +14,20 @@ pub mod identity;
 pub mod key;
 pub mod permission;
 pub mod reason;
+pub mod root;
 pub mod spki;
 pub mod text;
 pub mod time;
 
+pub use canonical::CanonicalError;
 pub use certificate::{CertificateError, ExtensionOid, Leaf};
 pub use decide::{Candidate, Decision, Facts, Permit, Request, Scope, Signer, decide, judge};
 pub use destination::{Destination, DestinationError, Host};
 pub use identity::{Identity, IdentityError};
 pub use key::{ECDSA_P256_SHA256, KeyError, PrincipalKey, SignatureInvalid, Verified};
-pub use permission::{CanonicalError, Permission};
+pub use permission::Permission;
 pub use reason::Reason;
+pub use root::{Claim, RootKey, Statement, TrustRoots, TrustRootsError};
 pub use spki::{Spki, SpkiError};
 pub use text::{Id, TextError};
 pub use time::{Timestamp, TimestampError, Window, WindowError};

@@ -1,12 +1,11 @@
 //! A permission, and the bytes that a principal signs.
 
-use std::str::FromStr;
-
+use crate::canonical::{CanonicalError, Lines};
 use crate::destination::Destination;
 use crate::identity::Identity;
 use crate::spki::Spki;
 use crate::text::Id;
-use crate::time::{Timestamp, Window};
+use crate::time::Window;
 
 /// First line of the signed text.
 const V1: &str = "agent-gateway-permission-v1";
@@ -26,14 +25,6 @@ pub struct Permission {
     pub destination: Destination,
     /// When.
     pub window: Window,
-}
-
-/// The text is not the canonical form of any permission; names the line (from 1).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("line {line} is not what an {V1} text has there")]
-pub struct CanonicalError {
-    /// Which line, counted from 1.
-    pub line: usize,
 }
 
 impl Permission {
@@ -64,66 +55,18 @@ impl Permission {
 
     /// Reads signed bytes back; accepts exactly what [`Permission::canonical_bytes`] writes.
     pub fn from_canonical(bytes: &[u8]) -> Result<Self, CanonicalError> {
-        let text = std::str::from_utf8(bytes).map_err(|_| CanonicalError { line: 1 })?;
-        let mut lines = Lines {
-            rest: text,
-            line: 0,
-        };
-        lines.expect(|line| (line == V1).then_some(()))?;
+        let mut lines = Lines::new(bytes, V1)?;
+        lines.version(&[V1])?;
         let permission = Self {
-            permission_id: lines.field("permission_id", |text| Id::parse(text).ok())?,
-            signing_key_id: lines.field("signing_key_id", |text| Id::parse(text).ok())?,
+            permission_id: lines.id("permission_id")?,
+            signing_key_id: lines.id("signing_key_id")?,
             subject_identity: lines.field("subject_identity", |text| Identity::parse(text).ok())?,
-            subject_spki: lines.field("subject_public_key_spki_der", |text| {
-                Spki::from_hex(text)
-                    .ok()
-                    .filter(|spki| spki.to_hex() == text)
-            })?,
-            destination: lines.field("destination", Destination::from_normal_form)?,
-            window: {
-                let not_before = lines.field("not_before", canonical_time)?;
-                let not_after = lines.field("not_after", canonical_time)?;
-                Window::new(not_before, not_after).map_err(|_| lines.error())?
-            },
+            subject_spki: lines.spki("subject_public_key_spki_der")?,
+            destination: lines.destination()?,
+            window: lines.window()?,
         };
-        if lines.rest.is_empty() {
-            Ok(permission)
-        } else {
-            Err(CanonicalError { line: 9 })
-        }
-    }
-}
-
-fn canonical_time(text: &str) -> Option<Timestamp> {
-    Timestamp::from_str(text)
-        .ok()
-        .filter(|time| time.to_string() == text)
-}
-
-/// The lines of a text, each of which must end in LF.
-struct Lines<'a> {
-    rest: &'a str,
-    line: usize,
-}
-
-impl<'a> Lines<'a> {
-    fn error(&self) -> CanonicalError {
-        CanonicalError { line: self.line }
-    }
-
-    fn expect<T>(&mut self, read: impl FnOnce(&'a str) -> Option<T>) -> Result<T, CanonicalError> {
-        self.line += 1;
-        let (line, rest) = self.rest.split_once('\n').ok_or(self.error())?;
-        self.rest = rest;
-        read(line).ok_or(self.error())
-    }
-
-    fn field<T>(
-        &mut self,
-        name: &str,
-        read: impl FnOnce(&'a str) -> Option<T>,
-    ) -> Result<T, CanonicalError> {
-        self.expect(|line| read(line.strip_prefix(name)?.strip_prefix('=')?))
+        lines.end()?;
+        Ok(permission)
     }
 }
 
@@ -133,11 +76,16 @@ mod tests {
 
     use super::*;
     use crate::key::{ECDSA_P256_SHA256, PrincipalKey, SignatureInvalid, Verified};
+    use crate::time::Timestamp;
 
     /// Made by openssl alone (testdata/make), so nothing of ours vouches for it.
     const TEXT: &[u8] = include_bytes!("../testdata/permission-v1.txt");
     const SIGNATURE: &[u8] = include_bytes!("../testdata/permission-v1.sig");
     const KEY: &[u8] = include_bytes!("../testdata/principal.spki.der");
+
+    fn bad_line(line: usize) -> CanonicalError {
+        CanonicalError { version: V1, line }
+    }
 
     fn golden() -> Permission {
         Permission::from_canonical(TEXT).unwrap()
@@ -212,16 +160,10 @@ mod tests {
             let changed = text.replacen(from, to, 1);
             assert_ne!(changed, text, "{from:?} is not in the text");
             let read = Permission::from_canonical(changed.as_bytes());
-            assert_eq!(read, Err(CanonicalError { line }), "{from:?} -> {to:?}");
+            assert_eq!(read, Err(bad_line(line)), "{from:?} -> {to:?}");
         }
-        assert_eq!(
-            Permission::from_canonical(&[]),
-            Err(CanonicalError { line: 1 })
-        );
-        assert_eq!(
-            Permission::from_canonical(b"\xff"),
-            Err(CanonicalError { line: 1 })
-        );
+        assert_eq!(Permission::from_canonical(&[]), Err(bad_line(1)));
+        assert_eq!(Permission::from_canonical(b"\xff"), Err(bad_line(1)));
     }
 
     fn permissions() -> impl Strategy<Value = Permission> {

@@ -4,7 +4,7 @@ use std::fmt;
 
 /// Every reason for a deny. `Display` is the code, which appears in answers, logs and metadata.
 ///
-/// From [`Reason::NoPermission`] to [`Reason::ScopeMissing`] they are ordered by how far a row got:
+/// From [`Reason::NoPermission`] to [`Reason::ScopeUntrusted`] they are ordered by how far a row got:
 /// of several rows that fall, the greatest is reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
@@ -30,12 +30,16 @@ pub enum Reason {
     PermissionRevoked,
     /// The row's signing key is not registered, or not a P-256 key.
     SigningKeyUnknown,
+    /// The row's signing key is registered, but no trust root signed that.
+    SigningKeyUntrusted,
     /// The row's signing key is revoked, or outside its window.
     SigningKeyInactive,
     /// The row is not what its signing key signed.
     SignatureInvalid,
     /// The signing key may not delegate this destination, or not for the row's whole window.
     ScopeMissing,
+    /// The signing key has a scope that would do, but no trust root signed it.
+    ScopeUntrusted,
     /// The destination's name doesn't resolve, or not in time.
     DestinationUnresolvable,
     /// The destination resolves to addresses that must not be reached.
@@ -61,9 +65,11 @@ impl Reason {
             Self::PermissionExpired => "permission_expired",
             Self::PermissionRevoked => "permission_revoked",
             Self::SigningKeyUnknown => "signing_key_unknown",
+            Self::SigningKeyUntrusted => "signing_key_untrusted",
             Self::SigningKeyInactive => "signing_key_inactive",
             Self::SignatureInvalid => "signature_invalid",
             Self::ScopeMissing => "scope_missing",
+            Self::ScopeUntrusted => "scope_untrusted",
             Self::DestinationUnresolvable => "destination_unresolvable",
             Self::DestinationAddressForbidden => "destination_address_forbidden",
             Self::RegistryUnavailable => "registry_unavailable",

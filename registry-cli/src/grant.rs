@@ -7,7 +7,7 @@ use std::io::{self, IsTerminal as _};
 
 use permission::{
     Candidate, Destination, Id, Identity, Permission, Reason, Request, Scope, Signer, Spki,
-    Timestamp, Verified, Window, judge,
+    Timestamp, TrustRoots, Verified, Window, judge,
 };
 use registry::{OnExisting, Writer};
 use serde_json::json;
@@ -79,7 +79,8 @@ pub(crate) async fn run(args: &GrantArgs) -> Result<Option<Report>, Failure> {
     let key = key.unlocked()?;
     let mut granted = Vec::new();
     for (permission, scopes) in permissions.into_iter().zip(scopes) {
-        granted.push(sign(permission, key, &signer, &scopes, now)?);
+        let roots = registry.trust_roots();
+        granted.push(sign(permission, key, &signer, &scopes, roots, now)?);
     }
     within(registry.grant(&granted, on_existing)).await?;
     Ok(Some(report(&granted, now)))
@@ -202,6 +203,7 @@ fn sign(
     key: &dyn SigningKey,
     signer: &Signer,
     scopes: &[Scope],
+    roots: Option<&TrustRoots>,
     now: Timestamp,
 ) -> Result<(Permission, Vec<u8>), Failure> {
     let signature = key.sign(&permission.canonical_bytes())?.as_bytes().to_vec();
@@ -210,8 +212,14 @@ fn sign(
         spki: permission.subject_spki.clone(),
         destination: permission.destination.clone(),
     };
-    let signer = Some(signer.clone());
-    let candidate = Candidate::new(permission.clone(), false, &signature, signer, scopes);
+    let candidate = Candidate::new(
+        permission.clone(),
+        false,
+        &signature,
+        Some(signer),
+        scopes,
+        roots,
+    );
     judge(&candidate, &request, now).map_err(Failure::Unusable)?;
     Ok((permission, signature))
 }
@@ -300,15 +308,17 @@ mod tests {
             key: public,
             window,
             revoked: false,
+            root_signature: None,
         };
         let scope = Scope {
             destination: destination.clone(),
             window,
             revoked: false,
+            root_signature: None,
         };
         let grant = |key: &dyn SigningKey, scopes: &[Scope]| {
             let permission = asked.permissions(window).unwrap().remove(0);
-            match sign(permission, key, &signer, scopes, now) {
+            match sign(permission, key, &signer, scopes, None, now) {
                 Ok(_) => None,
                 Err(Failure::Unusable(reason)) => Some(reason),
                 Err(other) => panic!("{other}"),

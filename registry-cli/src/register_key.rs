@@ -103,7 +103,7 @@ async fn store(
     key: &PrincipalKey,
     window: &Window,
 ) -> Result<(), Failure> {
-    let stored = within(registry.register_key(key_id, key, window)).await;
+    let stored = within(registry.register_key(key_id, key, window, None)).await;
     // Whose it is can't be told by the refusal alone.
     if let Err(Failure::Write(WriteError::Exists(_))) = stored {
         let filter = Filter {

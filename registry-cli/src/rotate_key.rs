@@ -170,6 +170,7 @@ impl Plan {
             key: public.clone(),
             window: self.window,
             revoked: false,
+            root_signature: None,
         };
         let scopes: Vec<Scope> = self
             .scopes
@@ -178,6 +179,7 @@ impl Plan {
                 destination: destination.clone(),
                 window: *window,
                 revoked: false,
+                root_signature: None,
             })
             .collect();
         let mut permissions = Vec::new();
@@ -195,8 +197,9 @@ impl Plan {
                 permission.clone(),
                 false,
                 &signature,
-                Some(signer.clone()),
+                Some(&signer),
                 &scopes,
+                registry.trust_roots(),
             );
             let at = self.now.max(permission.window.not_before());
             judge(&candidate, &own_request(&candidate), at).map_err(Failure::Unusable)?;
@@ -209,10 +212,10 @@ impl Plan {
         let rotation = Rotation {
             old: &self.old,
             old_ends: self.old_ends,
+            old_root_signature: None,
             new: &self.new,
-            key: &public,
-            window: self.window,
-            scopes: &self.scopes,
+            key: &signer,
+            scopes: &scopes,
             permissions: &permissions,
         };
         within(registry.rotate(&rotation)).await?;

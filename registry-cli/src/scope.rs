@@ -22,7 +22,14 @@ pub(crate) async fn run(args: &GrantScopeArgs) -> Result<Report, Failure> {
     let signer = signer.ok_or_else(|| Failure::KeyUnknown(key_id.clone()))?;
     must_be_active(&key_id, &signer, now)?;
     let window = args.valid.window_from(now)?;
-    within(registry.grant_scope(&key_id, &destinations, &window)).await?;
+    let scope = |destination: &Destination| Scope {
+        destination: destination.clone(),
+        window,
+        revoked: false,
+        root_signature: None,
+    };
+    let scopes: Vec<_> = destinations.iter().map(scope).collect();
+    within(registry.grant_scope(&key_id, &scopes)).await?;
 
     let key = escape(key_id.as_str());
     let until = when(window.not_after(), now);

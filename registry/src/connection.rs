@@ -4,6 +4,7 @@ use std::str::FromStr as _;
 use std::time::Duration;
 
 use futures::FutureExt as _;
+use permission::{Id, TrustRoots};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use tokio::time::{Instant, timeout};
@@ -24,6 +25,8 @@ pub struct Options {
     pub acquire_timeout: Duration,
     /// Longest a query may run, here and in the server.
     pub query_timeout: Duration,
+    /// Whose signature keys and scopes must bear; without any, rows count as they are.
+    pub trust_roots: Option<TrustRoots>,
 }
 
 impl Options {
@@ -48,6 +51,14 @@ pub enum OpenError {
     /// Reached, but not usable.
     #[error(transparent)]
     Schema(#[from] SchemaError),
+    /// Reached, but not the registry that the roots of trust vouch in: nothing would be allowed.
+    #[error("this is registry {found:?}, and the trust roots are for registry {expected}")]
+    OtherRegistry {
+        /// What it calls itself.
+        found: String,
+        /// What was expected.
+        expected: Id,
+    },
 }
 
 /// Reads the registry for decisions, with SELECT alone.
@@ -58,6 +69,7 @@ pub struct Reader {
     pub(crate) acquire_timeout: Duration,
     pub(crate) query_timeout: Duration,
     pub(crate) max_connections: u32,
+    pub(crate) trust_roots: Option<TrustRoots>,
 }
 
 /// A connection idle for longer is asked whether it still lives before it is used: after a
@@ -104,6 +116,9 @@ impl Reader {
                 .await
                 .map_err(OpenError::Unreachable)?;
             schema::check(&mut first).await?;
+            if let Some(roots) = &options.trust_roots {
+                must_be(&mut first, roots.registry_id()).await?;
+            }
             first.close().await.map_err(OpenError::Unreachable)
         })
         .await
@@ -115,6 +130,7 @@ impl Reader {
             acquire_timeout: options.acquire_timeout,
             query_timeout: options.query_timeout,
             max_connections: options.max_connections,
+            trust_roots: options.trust_roots.clone(),
         })
     }
 
@@ -140,6 +156,28 @@ impl Reader {
         .await
         .ok()
     }
+}
+
+/// A mistake is told at start. It is no protection, and needs to be none: whatever the registry
+/// calls itself, its rows are held against the id that the roots came with.
+async fn must_be(connection: &mut PgConnection, expected: &Id) -> Result<(), OpenError> {
+    let found = registry_id(connection)
+        .await
+        .map_err(OpenError::Unreachable)?;
+    if found == expected.as_str() {
+        return Ok(());
+    }
+    Err(OpenError::OtherRegistry {
+        found,
+        expected: expected.clone(),
+    })
+}
+
+/// What the registry says that it is; empty if nothing.
+pub(crate) async fn registry_id(connection: &mut PgConnection) -> Result<String, sqlx::Error> {
+    let id = "SELECT registry_id FROM registry_identity";
+    let id = sqlx::query_scalar(id).fetch_optional(connection).await?;
+    Ok(id.unwrap_or_default())
 }
 
 pub(crate) fn connect_options(url: &str) -> Result<PgConnectOptions, OpenError> {

@@ -1,6 +1,6 @@
 //! Signed permissions from elsewhere: stored together, or not at all.
 
-use permission::{Permission, Timestamp};
+use permission::{Permission, Timestamp, TrustRoots};
 use sqlx::{Connection as _, Postgres, Transaction};
 
 use crate::inspect::{Stored, select_stored};
@@ -22,6 +22,7 @@ pub struct SignedRow {
 #[derive(Debug)]
 pub struct Import<'a> {
     transaction: Transaction<'a, Postgres>,
+    trust_roots: Option<TrustRoots>,
 }
 
 /// What became of some rows.
@@ -37,8 +38,10 @@ pub struct Added {
 impl Writer {
     /// Begins to add permissions.
     pub async fn import(&mut self) -> Result<Import<'_>, WriteError> {
-        let transaction = self.connection.begin().await?;
-        Ok(Import { transaction })
+        Ok(Import {
+            transaction: self.connection.begin().await?,
+            trust_roots: self.trust_roots.clone(),
+        })
     }
 }
 
@@ -94,7 +97,7 @@ impl Import<'_> {
                 .await?;
         Ok(Added {
             new: inserted.rows_affected(),
-            stored: stored.into_iter().map(Stored::new).collect(),
+            stored: Stored::all(stored, self.trust_roots.as_ref()),
         })
     }
 

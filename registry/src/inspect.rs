@@ -1,32 +1,40 @@
 //! What the service would read, for people who ask why.
 
-use permission::{Candidate, Facts, Request};
+use permission::{Candidate, Facts, Request, TrustRoots};
 
 use crate::lookup::{CandidateRow, SELECT_CANDIDATES, facts};
 use crate::writer::{WriteError, Writer};
 
 /// A permission as stored, with its key and scopes.
 #[derive(Debug)]
-pub struct Stored(CandidateRow);
+pub struct Stored {
+    row: CandidateRow,
+    roots: Option<TrustRoots>,
+}
 
 impl Stored {
-    pub(crate) fn new(row: CandidateRow) -> Self {
-        Self(row)
+    /// Rows that count as far as `roots` say.
+    pub(crate) fn all(rows: Vec<CandidateRow>, roots: Option<&TrustRoots>) -> Vec<Self> {
+        let stored = |row| Self {
+            row,
+            roots: roots.cloned(),
+        };
+        rows.into_iter().map(stored).collect()
     }
 
     /// Its id, whatever it holds.
     pub fn permission_id(&self) -> &str {
-        &self.0.permission_id
+        &self.row.permission_id
     }
 
     /// Whether it was taken back.
     pub fn is_revoked(&self) -> bool {
-        self.0.revoked
+        self.row.revoked
     }
 
-    /// What `judge` takes, signature checked; or the column that holds what no permission can.
+    /// What `judge` takes, signatures checked; or the column that holds what no permission can.
     pub fn candidate(&self) -> Result<Candidate, &'static str> {
-        self.0.to_candidate()
+        self.row.to_candidate(self.roots.as_ref())
     }
 }
 
@@ -47,9 +55,11 @@ SELECT p.permission_id, p.signing_key_id, p.subject_identity, p.subject_public_k
        (extract(epoch FROM k.not_before) * 1000000)::int8 AS key_not_before,
        (extract(epoch FROM k.not_after) * 1000000)::int8 AS key_not_after,
        k.revoked_at IS NOT NULL AS key_revoked,
+       k.root_signature AS key_root_signature,
        coalesce(s.not_before, '{}') AS scope_not_before,
        coalesce(s.not_after, '{}') AS scope_not_after,
-       coalesce(s.revoked, '{}') AS scope_revoked
+       coalesce(s.revoked, '{}') AS scope_revoked,
+       coalesce(s.root_signature, '{}') AS scope_root_signature
 FROM (
     SELECT permission_id, signing_key_id, subject_identity, subject_public_key_spki_der,
            destination, not_before, not_after, revoked_at, signature
@@ -62,9 +72,11 @@ LEFT JOIN principal_signing_keys k ON k.key_id = p.signing_key_id
 LEFT JOIN LATERAL (
     SELECT array_agg((extract(epoch FROM c.not_before) * 1000000)::int8) AS not_before,
            array_agg((extract(epoch FROM c.not_after) * 1000000)::int8) AS not_after,
-           array_agg(c.revoked_at IS NOT NULL) AS revoked
+           array_agg(c.revoked_at IS NOT NULL) AS revoked,
+           array_agg(c.root_signature) AS root_signature
     FROM (
-        SELECT not_before, not_after, revoked_at FROM principal_key_permissions
+        SELECT not_before, not_after, revoked_at, root_signature
+        FROM principal_key_permissions
         WHERE signing_key_id = p.signing_key_id AND destination = p.destination
           AND not_before <= p.not_before AND not_after >= p.not_after
         ORDER BY (revoked_at IS NULL) DESC, not_after DESC
@@ -84,17 +96,14 @@ const SELECT_STORED: &str =
 impl Writer {
     /// What the service reads when it is asked that: by the same statement.
     pub async fn facts(&mut self, request: &Request) -> Result<Facts, WriteError> {
-        Ok(facts(&self.candidates(request).await?))
+        let rows = self.candidates(request).await?;
+        Ok(facts(&rows, self.trust_roots.as_ref()))
     }
 
     /// The rows behind [`Writer::facts`], one by one.
     pub async fn stored_for(&mut self, request: &Request) -> Result<Vec<Stored>, WriteError> {
-        Ok(self
-            .candidates(request)
-            .await?
-            .into_iter()
-            .map(Stored)
-            .collect())
+        let rows = self.candidates(request).await?;
+        Ok(Stored::all(rows, self.trust_roots.as_ref()))
     }
 
     /// The permission of that id.
@@ -122,7 +131,7 @@ impl Writer {
             .bind(i64::from(most))
             .fetch_all(&mut self.connection)
             .await?;
-        Ok(rows.into_iter().map(Stored).collect())
+        Ok(Stored::all(rows, self.trust_roots.as_ref()))
     }
 
     async fn candidates(&mut self, request: &Request) -> Result<Vec<CandidateRow>, WriteError> {

@@ -31,6 +31,8 @@ pub struct KeyEntry {
     pub window: Window,
     /// When it was taken back.
     pub revoked_at: Option<Timestamp>,
+    /// What a root is said to have made of it.
+    pub root_signature: Option<Vec<u8>>,
 }
 
 /// A scope, as listed.
@@ -44,6 +46,8 @@ pub struct ScopeEntry {
     pub window: Window,
     /// When it was taken back.
     pub revoked_at: Option<Timestamp>,
+    /// What a root is said to have made of it.
+    pub root_signature: Option<Vec<u8>>,
 }
 
 /// A permission, as listed; nothing about it was verified.
@@ -94,6 +98,7 @@ impl Validity {
 struct KeyRow {
     key_id: String,
     public_key_spki_der: Vec<u8>,
+    root_signature: Option<Vec<u8>>,
     #[sqlx(flatten)]
     validity: Validity,
 }
@@ -102,6 +107,7 @@ struct KeyRow {
 struct ScopeRow {
     signing_key_id: String,
     destination: String,
+    root_signature: Option<Vec<u8>>,
     #[sqlx(flatten)]
     validity: Validity,
 }
@@ -122,7 +128,7 @@ impl Writer {
     /// Keys, by id.
     pub async fn keys(&mut self, filter: &Filter) -> Result<Vec<KeyEntry>, WriteError> {
         let rows: Vec<KeyRow> = sqlx::query_as(
-            "SELECT key_id, public_key_spki_der, key_id AS row,
+            "SELECT key_id, public_key_spki_der, root_signature, key_id AS row,
                     (extract(epoch FROM not_before) * 1000000)::int8 AS not_before,
                     (extract(epoch FROM not_after) * 1000000)::int8 AS not_after,
                     (extract(epoch FROM revoked_at) * 1000000)::int8 AS revoked_at
@@ -141,7 +147,7 @@ impl Writer {
     /// Scopes, by key and destination.
     pub async fn all_scopes(&mut self, filter: &Filter) -> Result<Vec<ScopeEntry>, WriteError> {
         let rows: Vec<ScopeRow> = sqlx::query_as(
-            "SELECT signing_key_id, destination, id::text AS row,
+            "SELECT signing_key_id, destination, root_signature, id::text AS row,
                     (extract(epoch FROM not_before) * 1000000)::int8 AS not_before,
                     (extract(epoch FROM not_after) * 1000000)::int8 AS not_after,
                     (extract(epoch FROM revoked_at) * 1000000)::int8 AS revoked_at
@@ -212,6 +218,7 @@ impl TryFrom<KeyRow> for KeyEntry {
         let KeyRow {
             key_id,
             public_key_spki_der: spki,
+            root_signature,
             ..
         } = row;
         Ok(Self {
@@ -219,6 +226,7 @@ impl TryFrom<KeyRow> for KeyEntry {
             spki,
             window,
             revoked_at,
+            root_signature,
         })
     }
 }
@@ -231,6 +239,7 @@ impl TryFrom<ScopeRow> for ScopeEntry {
         let ScopeRow {
             signing_key_id,
             destination,
+            root_signature,
             ..
         } = row;
         Ok(Self {
@@ -238,6 +247,7 @@ impl TryFrom<ScopeRow> for ScopeEntry {
             destination,
             window,
             revoked_at,
+            root_signature,
         })
     }
 }

@@ -6,7 +6,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use permission::{
     Candidate, Facts, Id, Identity, Permission, PrincipalKey, Request, Scope, Signer, Spki,
-    Timestamp, Window,
+    Timestamp, TrustRoots, Window,
 };
 use sqlx::PgConnection;
 use tokio::time::{Instant, timeout_at};
@@ -46,9 +46,11 @@ pub(crate) struct CandidateRow {
     key_not_before: Option<i64>,
     key_not_after: Option<i64>,
     key_revoked: bool,
+    key_root_signature: Option<Vec<u8>>,
     scope_not_before: Vec<i64>,
     scope_not_after: Vec<i64>,
     scope_revoked: Vec<bool>,
+    scope_root_signature: Vec<Option<Vec<u8>>>,
 }
 
 /// At most 16 permissions, the ones most likely to allow first, and of each one's key at most 16
@@ -65,9 +67,11 @@ SELECT p.permission_id, p.signing_key_id, p.subject_identity, p.subject_public_k
        (extract(epoch FROM k.not_before) * 1000000)::int8 AS key_not_before,
        (extract(epoch FROM k.not_after) * 1000000)::int8 AS key_not_after,
        k.revoked_at IS NOT NULL AS key_revoked,
+       k.root_signature AS key_root_signature,
        coalesce(s.not_before, '{}') AS scope_not_before,
        coalesce(s.not_after, '{}') AS scope_not_after,
-       coalesce(s.revoked, '{}') AS scope_revoked
+       coalesce(s.revoked, '{}') AS scope_revoked,
+       coalesce(s.root_signature, '{}') AS scope_root_signature
 FROM (
     SELECT permission_id, signing_key_id, subject_identity, subject_public_key_spki_der,
            destination, not_before, not_after, revoked_at, signature
@@ -80,9 +84,11 @@ LEFT JOIN principal_signing_keys k ON k.key_id = p.signing_key_id
 LEFT JOIN LATERAL (
     SELECT array_agg((extract(epoch FROM c.not_before) * 1000000)::int8) AS not_before,
            array_agg((extract(epoch FROM c.not_after) * 1000000)::int8) AS not_after,
-           array_agg(c.revoked_at IS NOT NULL) AS revoked
+           array_agg(c.revoked_at IS NOT NULL) AS revoked,
+           array_agg(c.root_signature) AS root_signature
     FROM (
-        SELECT not_before, not_after, revoked_at FROM principal_key_permissions
+        SELECT not_before, not_after, revoked_at, root_signature
+        FROM principal_key_permissions
         WHERE signing_key_id = p.signing_key_id AND destination = p.destination
           AND not_before <= p.not_before AND not_after >= p.not_after
         ORDER BY (revoked_at IS NULL) DESC, not_after DESC
@@ -94,7 +100,8 @@ ORDER BY (p.revoked_at IS NULL) DESC, p.not_after DESC";
 impl Reader {
     /// Reads all that a decision about `request` needs; ends by `deadline`.
     pub async fn facts(&self, request: &Request, deadline: Instant) -> Result<Facts, LookupError> {
-        Ok(facts(&self.rows(request, deadline).await?))
+        let rows = self.rows(request, deadline).await?;
+        Ok(facts(&rows, self.trust_roots.as_ref()))
     }
 
     /// How many rows [`Reader::facts`] would look at: its query with nothing made of the answer,
@@ -158,14 +165,14 @@ impl Reader {
 }
 
 /// The domain's view of what was read for one request.
-pub(crate) fn facts(rows: &[CandidateRow]) -> Facts {
+pub(crate) fn facts(rows: &[CandidateRow], roots: Option<&TrustRoots>) -> Facts {
     // Facts are kept, and there is mostly one: a vector that grows has room for four.
     let mut facts = Facts {
         candidates: Vec::with_capacity(rows.len()),
         unreadable: 0,
     };
     for row in rows {
-        match row.to_candidate() {
+        match row.to_candidate(roots) {
             Ok(candidate) => facts.candidates.push(candidate),
             Err(column) => {
                 facts.unreadable += 1;
@@ -195,7 +202,10 @@ fn is_dead(error: &sqlx::Error) -> bool {
 
 impl CandidateRow {
     /// The domain's view of a row, or the column that holds what no permission can hold.
-    pub(crate) fn to_candidate(&self) -> Result<Candidate, &'static str> {
+    pub(crate) fn to_candidate(
+        &self,
+        roots: Option<&TrustRoots>,
+    ) -> Result<Candidate, &'static str> {
         let permission = Permission {
             permission_id: Id::parse(&self.permission_id).map_err(|_| "permission_id")?,
             signing_key_id: Id::parse(&self.signing_key_id).map_err(|_| "signing_key_id")?,
@@ -208,12 +218,13 @@ impl CandidateRow {
             window: window(self.not_before, self.not_after).ok_or("not_before")?,
         };
         let scopes = (self.scope_not_before.iter().zip(&self.scope_not_after))
-            .zip(&self.scope_revoked)
-            .filter_map(|((not_before, not_after), revoked)| {
+            .zip(self.scope_revoked.iter().zip(&self.scope_root_signature))
+            .filter_map(|((not_before, not_after), (revoked, root_signature))| {
                 Some(Scope {
                     destination: permission.destination.clone(),
                     window: window(*not_before, *not_after)?,
                     revoked: *revoked,
+                    root_signature: root_signature.clone(),
                 })
             })
             .collect::<Vec<_>>();
@@ -221,8 +232,9 @@ impl CandidateRow {
             permission,
             self.revoked,
             &self.signature,
-            self.signer(),
+            self.signer().as_ref(),
             &scopes,
+            roots,
         ))
     }
 
@@ -247,6 +259,7 @@ impl CandidateRow {
             key,
             window,
             revoked: self.key_revoked,
+            root_signature: self.key_root_signature.clone(),
         })
     }
 }

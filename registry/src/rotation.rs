@@ -1,6 +1,6 @@
 //! One key takes the place of another, in one transaction.
 
-use permission::{Destination, ECDSA_P256_SHA256, Id, Permission, PrincipalKey, Timestamp, Window};
+use permission::{ECDSA_P256_SHA256, Id, Permission, Scope, Signer, Timestamp};
 use sqlx::Connection as _;
 
 use crate::writer::{WriteError, Writer};
@@ -12,14 +12,14 @@ pub struct Rotation<'a> {
     pub old: &'a Id,
     /// When; not later than they would have.
     pub old_ends: Timestamp,
+    /// What a root made of that.
+    pub old_root_signature: Option<&'a [u8]>,
     /// The id of the key that takes over.
     pub new: &'a Id,
     /// The key itself.
-    pub key: &'a PrincipalKey,
-    /// When its signatures count.
-    pub window: Window,
-    /// What it may delegate, and when.
-    pub scopes: &'a [(Destination, Window)],
+    pub key: &'a Signer,
+    /// What it may delegate.
+    pub scopes: &'a [Scope],
     /// What it signed, with signatures in DER.
     pub permissions: &'a [(Permission, Vec<u8>)],
 }
@@ -30,26 +30,28 @@ impl Writer {
         let mut transaction = self.connection.begin().await?;
         sqlx::query(
             "INSERT INTO principal_signing_keys
-                 (key_id, algorithm, public_key_spki_der, not_before, not_after)
-             VALUES ($1, $2, $3, $4::text::timestamptz, $5::text::timestamptz)",
+                 (key_id, algorithm, public_key_spki_der, not_before, not_after, root_signature)
+             VALUES ($1, $2, $3, $4::text::timestamptz, $5::text::timestamptz, $6)",
         )
         .bind(rotation.new.as_str())
         .bind(ECDSA_P256_SHA256)
-        .bind(rotation.key.spki().as_der())
-        .bind(rotation.window.not_before().to_string())
-        .bind(rotation.window.not_after().to_string())
+        .bind(rotation.key.key.spki().as_der())
+        .bind(rotation.key.window.not_before().to_string())
+        .bind(rotation.key.window.not_after().to_string())
+        .bind(&rotation.key.root_signature)
         .execute(&mut *transaction)
         .await?;
-        for (destination, window) in rotation.scopes {
+        for scope in rotation.scopes {
             sqlx::query(
                 "INSERT INTO principal_key_permissions
-                     (signing_key_id, destination, not_before, not_after)
-                 VALUES ($1, $2, $3::text::timestamptz, $4::text::timestamptz)",
+                     (signing_key_id, destination, not_before, not_after, root_signature)
+                 VALUES ($1, $2, $3::text::timestamptz, $4::text::timestamptz, $5)",
             )
             .bind(rotation.new.as_str())
-            .bind(destination.to_string())
-            .bind(window.not_before().to_string())
-            .bind(window.not_after().to_string())
+            .bind(scope.destination.to_string())
+            .bind(scope.window.not_before().to_string())
+            .bind(scope.window.not_after().to_string())
+            .bind(&scope.root_signature)
             .execute(&mut *transaction)
             .await?;
         }
@@ -73,11 +75,13 @@ impl Writer {
         }
         sqlx::query(
             "UPDATE principal_signing_keys
-             SET not_after = least(not_after, $2::text::timestamptz), updated_at = now()
+             SET not_after = least(not_after, $2::text::timestamptz), root_signature = $3,
+                 updated_at = now()
              WHERE key_id = $1 AND revoked_at IS NULL",
         )
         .bind(rotation.old.as_str())
         .bind(rotation.old_ends.to_string())
+        .bind(rotation.old_root_signature)
         .execute(&mut *transaction)
         .await?;
         transaction.commit().await?;

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::connection::{OpenError, connect_options};
 
 /// The migrations, in order; the n-th brings a database to version n. Files are append-only.
-const MIGRATIONS: [(&str, &str); 2] = [
+const MIGRATIONS: [(&str, &str); 3] = [
     (
         "0001_signed_authorization_registry.sql",
         include_str!("../../migrations/0001_signed_authorization_registry.sql"),
@@ -17,6 +17,10 @@ const MIGRATIONS: [(&str, &str); 2] = [
     (
         "0002_change_feed.sql",
         include_str!("../../migrations/0002_change_feed.sql"),
+    ),
+    (
+        "0003_root_of_trust.sql",
+        include_str!("../../migrations/0003_root_of_trust.sql"),
     ),
 ];
 

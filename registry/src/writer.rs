@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use permission::{
-    Destination, ECDSA_P256_SHA256, Id, Permission, PrincipalKey, Scope, Signer, Timestamp, Window,
+    Destination, ECDSA_P256_SHA256, Id, Permission, PrincipalKey, Scope, Signer, Timestamp,
+    TrustRoots, Window,
 };
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::time::timeout;
 
-use crate::connection::{OpenError, connect_options};
+use crate::connection::{OpenError, connect_options, registry_id};
 use crate::lookup::window;
 use crate::schema;
 
@@ -79,6 +80,7 @@ pub enum OnExisting {
 #[derive(Debug)]
 pub struct Writer {
     pub(crate) connection: PgConnection,
+    pub(crate) trust_roots: Option<TrustRoots>,
 }
 
 impl Writer {
@@ -95,7 +97,29 @@ impl Writer {
             .await
             .map_err(OpenError::Unreachable)?;
         schema::check(&mut connection).await?;
-        Ok(Self { connection })
+        Ok(Self {
+            connection,
+            trust_roots: None,
+        })
+    }
+
+    /// Judges rows as a service with these roots of trust does.
+    #[must_use]
+    pub fn trusting(self, trust_roots: Option<TrustRoots>) -> Self {
+        Self {
+            trust_roots,
+            ..self
+        }
+    }
+
+    /// The roots of trust by which rows are judged.
+    pub fn trust_roots(&self) -> Option<&TrustRoots> {
+        self.trust_roots.as_ref()
+    }
+
+    /// What the registry says that it is; empty if nothing.
+    pub async fn registry_id(&mut self) -> Result<String, WriteError> {
+        Ok(registry_id(&mut self.connection).await?)
     }
 
     /// The database's clock, which is not this machine's.
@@ -117,40 +141,38 @@ impl Writer {
         key_id: &Id,
         key: &PrincipalKey,
         window: &Window,
+        root_signature: Option<&[u8]>,
     ) -> Result<(), WriteError> {
         sqlx::query(
             "INSERT INTO principal_signing_keys
-                 (key_id, algorithm, public_key_spki_der, not_before, not_after)
-             VALUES ($1, $2, $3, $4::text::timestamptz, $5::text::timestamptz)",
+                 (key_id, algorithm, public_key_spki_der, not_before, not_after, root_signature)
+             VALUES ($1, $2, $3, $4::text::timestamptz, $5::text::timestamptz, $6)",
         )
         .bind(key_id.as_str())
         .bind(ECDSA_P256_SHA256)
         .bind(key.spki().as_der())
         .bind(window.not_before().to_string())
         .bind(window.not_after().to_string())
+        .bind(root_signature)
         .execute(&mut self.connection)
         .await?;
         Ok(())
     }
 
     /// Lets a key delegate destinations, all of them or none.
-    pub async fn grant_scope(
-        &mut self,
-        key_id: &Id,
-        destinations: &[Destination],
-        window: &Window,
-    ) -> Result<(), WriteError> {
+    pub async fn grant_scope(&mut self, key_id: &Id, scopes: &[Scope]) -> Result<(), WriteError> {
         let mut transaction = self.connection.begin().await?;
-        for destination in destinations {
+        for scope in scopes {
             sqlx::query(
                 "INSERT INTO principal_key_permissions
-                     (signing_key_id, destination, not_before, not_after)
-                 VALUES ($1, $2, $3::text::timestamptz, $4::text::timestamptz)",
+                     (signing_key_id, destination, not_before, not_after, root_signature)
+                 VALUES ($1, $2, $3::text::timestamptz, $4::text::timestamptz, $5)",
             )
             .bind(key_id.as_str())
-            .bind(destination.to_string())
-            .bind(window.not_before().to_string())
-            .bind(window.not_after().to_string())
+            .bind(scope.destination.to_string())
+            .bind(scope.window.not_before().to_string())
+            .bind(scope.window.not_after().to_string())
+            .bind(&scope.root_signature)
             .execute(&mut *transaction)
             .await?;
         }
@@ -203,17 +225,18 @@ impl Writer {
 
     /// The registered key of that id, as `decide` takes it.
     pub async fn signer(&mut self, key_id: &Id) -> Result<Option<Signer>, WriteError> {
-        let row: Option<(String, Vec<u8>, i64, i64, bool)> = sqlx::query_as(
+        type Row = (String, Vec<u8>, i64, i64, bool, Option<Vec<u8>>);
+        let row: Option<Row> = sqlx::query_as(
             "SELECT algorithm, public_key_spki_der,
                     (extract(epoch FROM not_before) * 1000000)::int8,
                     (extract(epoch FROM not_after) * 1000000)::int8,
-                    revoked_at IS NOT NULL
+                    revoked_at IS NOT NULL, root_signature
              FROM principal_signing_keys WHERE key_id = $1",
         )
         .bind(key_id.as_str())
         .fetch_optional(&mut self.connection)
         .await?;
-        let Some((algorithm, spki, not_before, not_after, revoked)) = row else {
+        let Some((algorithm, spki, not_before, not_after, revoked, root_signature)) = row else {
             return Ok(None);
         };
         let table = "principal_signing_keys";
@@ -225,6 +248,7 @@ impl Writer {
             key,
             window,
             revoked,
+            root_signature,
         }))
     }
 
@@ -234,9 +258,9 @@ impl Writer {
         key_id: &Id,
         destination: &Destination,
     ) -> Result<Vec<Scope>, WriteError> {
-        let rows: Vec<(i64, i64, i64)> = sqlx::query_as(
+        let rows: Vec<(i64, i64, i64, Option<Vec<u8>>)> = sqlx::query_as(
             "SELECT id, (extract(epoch FROM not_before) * 1000000)::int8,
-                    (extract(epoch FROM not_after) * 1000000)::int8
+                    (extract(epoch FROM not_after) * 1000000)::int8, root_signature
              FROM principal_key_permissions
              WHERE signing_key_id = $1 AND destination = $2 AND revoked_at IS NULL
              ORDER BY not_after DESC LIMIT 1000",
@@ -247,13 +271,14 @@ impl Writer {
         .await?;
         let table = "principal_key_permissions";
         rows.into_iter()
-            .map(|(id, not_before, not_after)| {
+            .map(|(id, not_before, not_after, root_signature)| {
                 let window = window(not_before, not_after)
                     .ok_or_else(|| unusable(table, "not_before", &id))?;
                 Ok(Scope {
                     destination: destination.clone(),
                     window,
                     revoked: false,
+                    root_signature,
                 })
             })
             .collect()

@@ -129,6 +129,12 @@ impl Telling {
             Reason::IdentityExtensionInvalid => blocked(
                 "the certificate's identity extension must hold exactly one DER UTF8String of 1 to 256 bytes",
             ),
+            Reason::SigningKeyUntrusted => blocked(
+                "the key that signed the permission is not vouched for by a root of trust; tell your principal",
+            ),
+            Reason::ScopeUntrusted => blocked(
+                "the principal's scope for this destination is not vouched for by a root of trust; tell your principal",
+            ),
             Reason::NoPermission => blocked(
                 "nobody signed a permission for this identity, key and destination; another route won't work, ask your principal for a grant",
             ),

@@ -120,6 +120,11 @@ fn registry(error: &OpenError) -> (u8, &'static str) {
             "is Postgres running there, and does the role exist with that password",
         ),
         OpenError::Schema(error) => (CONFIG, schema_hint(error)),
+        OpenError::OtherRegistry { .. } => (
+            USAGE,
+            "check the database url and policy.registry_id; `agent-gateway-registry root show` \
+             tells the id",
+        ),
     }
 }
 

@@ -38,6 +38,8 @@ impl Default for Policy {
             client_ext_oid: ExtensionOid::default(),
             database_url: None,
             database_url_env: None,
+            trust_roots: Vec::new(),
+            registry_id: None,
             max_connections: 5,
             connect_timeout_ms: 5000,
             pool_acquire_timeout_ms: 1000,

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use figment::error::Kind;
+use permission::{KeyError, TextError, TrustRootsError};
 
 use super::ENVIRONMENT;
 
@@ -48,6 +49,23 @@ pub enum ConfigError {
     /// A name that can't be one.
     #[error("{0} must be a short text without control characters")]
     NoName(&'static str),
+    /// Roots without a registry, or a registry without roots: either way it is not what was meant.
+    #[error("policy.trust_roots and policy.registry_id must be set together")]
+    HalfTrust,
+    /// Not a root's public key.
+    #[error("policy.trust_roots: entry {entry} {fault}")]
+    TrustRoot {
+        /// Which one, counted from 1.
+        entry: usize,
+        /// Why.
+        fault: TrustRootFault,
+    },
+    /// None of them alone is at fault.
+    #[error("policy.trust_roots: {0}")]
+    TrustRoots(#[from] TrustRootsError),
+    /// No id that could be signed.
+    #[error("policy.registry_id {0}")]
+    RegistryId(#[from] TextError),
     /// Zero, or so large that it bounds nothing.
     #[error("{key} must be from 1 to {max}")]
     OutOfRange {
@@ -56,6 +74,23 @@ pub enum ConfigError {
         /// The largest value.
         max: u64,
     },
+}
+
+/// Why an entry of `policy.trust_roots` is no root's public key.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustRootFault {
+    /// Not PEM, not hex, and no file whatever the working folder is.
+    #[error("is neither a PEM public key, nor hex digits, nor an absolute path")]
+    NeitherKeyNorPath,
+    /// A path, but no file there that can be read.
+    #[error("can't be read: {0}")]
+    Unreadable(#[source] std::io::Error),
+    /// Whoever may write it could make itself a root.
+    #[error("is a file that others than its owner may write")]
+    Exposed,
+    /// Another kind of key, or none.
+    #[error("is no P-256 public key: {0}")]
+    NotAKey(#[source] KeyError),
 }
 
 impl ConfigError {
@@ -81,6 +116,11 @@ impl ConfigError {
             Self::EmptyClientName => "leave client_names out to take whomever the CA vouches for",
             Self::NotAbsolute(_) => "write it from / on, or leave the key out",
             Self::NoName(_) => "leave it out, and the host name is taken",
+            Self::HalfTrust => "`agent-gateway-registry root show` prints both",
+            Self::TrustRoot { .. } | Self::TrustRoots(_) => {
+                "give each root's public key once, as `agent-gateway-registry root show` prints it"
+            }
+            Self::RegistryId(_) => "take it as `agent-gateway-registry root show` prints it",
             Self::OutOfRange { .. } => "config.example.toml shows the default",
         }
     }

@@ -409,6 +409,102 @@ fn bad_private_destinations_and_ranges_are_refused_by_name() {
 }
 
 /// The registry's URL with this configuration and environment.
+/// `RootKey` of a seed, as hex and PEM.
+fn root(seed: u8) -> (String, String) {
+    use p256::pkcs8::EncodePublicKey as _;
+    let key = p256::SecretKey::from_slice(&[seed; 32])
+        .unwrap()
+        .public_key();
+    let der = key.to_public_key_der().unwrap();
+    let pem = key.to_public_key_pem(p256::pkcs8::LineEnding::LF).unwrap();
+    (hex::encode(der.as_bytes()), pem)
+}
+
+fn trust_roots(policy: &str) -> Result<Option<permission::TrustRoots>, String> {
+    let text = format!("[policy]\ndatabase_url = \"postgres://x\"\n{policy}");
+    let options = look(&text, &[], |loaded| loaded.unwrap().registry());
+    options
+        .map(|options| options.trust_roots)
+        .map_err(|error| error.to_string())
+}
+
+#[test]
+fn trust_roots_are_taken_as_hex_pem_and_files() {
+    assert!(trust_roots("").unwrap().is_none());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("root.pem");
+    let [(hex, _), (_, pem), (_, in_file)] = [1, 2, 3].map(root);
+    std::fs::write(&file, in_file).unwrap();
+    let policy = format!(
+        "registry_id = \"r\"\ntrust_roots = [{hex:?}, '''{pem}''', {:?}]",
+        file.display().to_string()
+    );
+    let roots = trust_roots(&policy).unwrap().unwrap();
+    assert_eq!(roots.registry_id().as_str(), "r");
+    let found: Vec<_> = roots.keys().iter().map(|key| key.spki().to_hex()).collect();
+    assert_eq!(found, [1, 2, 3].map(|seed| root(seed).0));
+}
+
+#[test]
+fn trust_roots_that_are_none_or_half_of_them_are_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let exposed = folder.path().join("root.pem");
+    std::fs::write(&exposed, root(1).1).unwrap();
+    std::fs::set_permissions(&exposed, std::fs::Permissions::from_mode(0o664)).unwrap();
+    let exposed = exposed.display().to_string();
+    let (hex, pem) = root(1);
+    let with_id = |roots: &str| format!("registry_id = \"r\"\ntrust_roots = [{roots}]");
+    let entry = "policy.trust_roots: entry";
+    for (policy, expected) in [
+        (
+            format!("trust_roots = [{hex:?}]"),
+            "policy.trust_roots and policy.registry_id must be set together".to_owned(),
+        ),
+        (
+            "registry_id = \"r\"".to_owned(),
+            "policy.trust_roots and policy.registry_id must be set together".to_owned(),
+        ),
+        (
+            format!("registry_id = \"\"\ntrust_roots = [{hex:?}]"),
+            "policy.registry_id is empty".to_owned(),
+        ),
+        (
+            format!("registry_id = \"a\\nb\"\ntrust_roots = [{hex:?}]"),
+            "policy.registry_id holds a control character".to_owned(),
+        ),
+        (
+            with_id("'root.pem'"),
+            format!("{entry} 1 is neither a PEM public key, nor hex digits, nor an absolute path"),
+        ),
+        (
+            with_id("''"),
+            format!("{entry} 1 is neither a PEM public key, nor hex digits, nor an absolute path"),
+        ),
+        (
+            with_id(&format!("{hex:?}, '/nonexistent'")),
+            format!("{entry} 2 can't be read: No such file or directory (os error 2)"),
+        ),
+        (
+            with_id(&format!("{exposed:?}")),
+            format!("{entry} 1 is a file that others than its owner may write"),
+        ),
+        (
+            with_id(&format!("{:?}", &hex[2..])),
+            format!(
+                "{entry} 1 is no P-256 public key: public key is not a P-256 key in \
+                 SubjectPublicKeyInfo DER"
+            ),
+        ),
+        (
+            with_id(&format!("{hex:?}, '''{pem}'''")),
+            "policy.trust_roots: the same root key twice".to_owned(),
+        ),
+    ] {
+        assert_eq!(trust_roots(&policy).unwrap_err(), expected, "{policy}");
+    }
+}
+
 fn database_url(text: &str, environment: &[(&str, &str)]) -> Result<String, String> {
     look(text, environment, |loaded| {
         let options = loaded.unwrap().registry();

@@ -40,6 +40,7 @@ impl Memory {
             connect_timeout: patience,
             acquire_timeout: patience,
             query_timeout: patience,
+            trust_roots: None,
         };
         let reader = Reader::open(&options).await.unwrap();
         let freshness = Arc::new(Freshness::default());
@@ -202,6 +203,7 @@ async fn without_a_confirmation_nothing_is_answered_from_memory() {
         connect_timeout: Duration::from_secs(20),
         acquire_timeout: Duration::from_secs(20),
         query_timeout: Duration::from_secs(20),
+        trust_roots: None,
     };
     let reader = Reader::open(&options).await.unwrap();
     let cache = Cache::new(reader, Arc::clone(&memory.freshness), strict);

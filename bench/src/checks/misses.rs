@@ -78,6 +78,7 @@ pub(crate) async fn measure(
         connect_timeout: Duration::from_secs(5),
         acquire_timeout: ACQUIRE_TIMEOUT,
         query_timeout: QUERY_TIMEOUT,
+        trust_roots: None,
     })
     .await?;
     let before = service.cache().await?.misses;

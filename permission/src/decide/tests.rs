@@ -3,7 +3,7 @@ use p256::ecdsa::{DerSignature, SigningKey};
 use proptest::prelude::*;
 
 use super::*;
-use crate::text::Id;
+use crate::root::RootKey;
 
 const HOUR: i64 = 3_600_000_000;
 
@@ -61,11 +61,13 @@ impl Row {
             key: public(&principal()),
             window: window(0, 100),
             revoked: false,
+            root_signature: None,
         };
         let scope = Scope {
             destination,
             window: window(10, 20),
             revoked: false,
+            root_signature: None,
         };
         let mut row = Self {
             permission,
@@ -89,13 +91,41 @@ impl Row {
         row
     }
 
+    /// As a root that vouches for key and scopes leaves it.
+    fn rooted(mut self, root: &SigningKey) -> Self {
+        let key_id = self.permission.signing_key_id.clone();
+        let signer = self.signer.as_mut().unwrap();
+        let sign = |claim, window| {
+            let statement = Statement {
+                registry_id: Id::parse("registry-1").unwrap(),
+                key_id: key_id.clone(),
+                key: signer.key.clone(),
+                claim,
+                window,
+            };
+            let signature: DerSignature = root.sign(&statement.canonical_bytes());
+            Some(signature.as_bytes().to_vec())
+        };
+        for scope in &mut self.scopes {
+            let claim = Claim::Delegates(scope.destination.clone());
+            scope.root_signature = sign(claim, scope.window);
+        }
+        signer.root_signature = sign(Claim::Signs, signer.window);
+        self
+    }
+
     fn candidate(self) -> Candidate {
+        self.candidate_under(None)
+    }
+
+    fn candidate_under(self, roots: Option<&TrustRoots>) -> Candidate {
         Candidate::new(
             self.permission,
             self.revoked,
             &self.signature,
-            self.signer,
+            self.signer.as_ref(),
             &self.scopes,
+            roots,
         )
     }
 }
@@ -282,6 +312,105 @@ fn a_tunnel_ends_with_the_earliest_of_permission_key_and_a_day() {
     assert_eq!(ends(long, hours(15)), hours(15 + 24));
 }
 
+fn root() -> SigningKey {
+    SigningKey::from_slice(&[5; 32]).unwrap()
+}
+
+fn roots() -> TrustRoots {
+    let spki = public(&root()).spki().clone();
+    let key = RootKey::from_spki(&spki).unwrap();
+    TrustRoots::new(Id::parse("registry-1").unwrap(), vec![key]).unwrap()
+}
+
+/// What is said where only roots are believed.
+fn outcome_under_roots(row: Row) -> Option<Reason> {
+    let facts = Facts {
+        candidates: vec![row.candidate_under(Some(&roots()))],
+        unreadable: 0,
+    };
+    match decide(&facts, &request(), hours(15)) {
+        Decision::Allow(_) => None,
+        Decision::Deny(reason) => Some(reason),
+    }
+}
+
+#[test]
+fn with_roots_a_key_and_a_scope_count_only_as_a_root_signed_them() {
+    use Reason::*;
+    let rooted = |change: &dyn Fn(&mut Row)| {
+        let mut row = Row::good().rooted(&root());
+        change(&mut row);
+        row
+    };
+    assert_eq!(outcome_under_roots(rooted(&|_| ())), None);
+    let other = SigningKey::from_slice(&[8; 32]).unwrap();
+    for (row, expected) in [
+        (Row::good(), SigningKeyUntrusted),
+        (Row::good().rooted(&other), SigningKeyUntrusted),
+        (
+            rooted(&|r| signer(r).root_signature = None),
+            SigningKeyUntrusted,
+        ),
+        (
+            rooted(&|r| signer(r).window = window(0, 101)),
+            SigningKeyUntrusted,
+        ),
+        (
+            rooted(&|r| {
+                signer(r).key = public(&other);
+                r.sign(&other);
+            }),
+            SigningKeyUntrusted,
+        ),
+        (
+            rooted(&|r| signer(r).root_signature = r.scopes[0].root_signature.clone()),
+            SigningKeyUntrusted,
+        ),
+        (
+            rooted(&|r| r.scopes[0].root_signature = None),
+            ScopeUntrusted,
+        ),
+        (
+            rooted(&|r| r.scopes[0].window = window(10, 21)),
+            ScopeUntrusted,
+        ),
+        (
+            rooted(&|r| {
+                r.scopes[0].root_signature = r.signer.as_ref().unwrap().root_signature.clone();
+            }),
+            ScopeUntrusted,
+        ),
+        // What a root says makes nothing else good.
+        (rooted(&|r| r.revoked = true), PermissionRevoked),
+        (rooted(&|r| signer(r).revoked = true), SigningKeyInactive),
+        (rooted(&|r| r.sign(&other)), SignatureInvalid),
+        (rooted(&|r| r.scopes[0].revoked = true), ScopeMissing),
+    ] {
+        let shown = format!("{:?}", row.scopes);
+        assert_eq!(outcome_under_roots(row), Some(expected), "{shown}");
+    }
+}
+
+#[test]
+fn a_scope_is_worth_nothing_to_another_key_under_the_same_id() {
+    let other = SigningKey::from_slice(&[8; 32]).unwrap();
+    let scope = Row::good().rooted(&root()).scopes.remove(0);
+    // Both keys were vouched for under that id, one after the other.
+    let mut row = Row::with(|r| signer(r).key = public(&other)).rooted(&root());
+    row.sign(&other);
+    row.scopes = vec![scope];
+    assert_eq!(outcome_under_roots(row), Some(Reason::ScopeUntrusted));
+}
+
+#[test]
+fn a_scope_that_no_root_signed_does_not_hide_one_that_a_root_did() {
+    let mut row = Row::good().rooted(&root());
+    let mut unsigned = row.scopes[0].clone();
+    unsigned.root_signature = None;
+    row.scopes.insert(0, unsigned);
+    assert_eq!(outcome_under_roots(row), None);
+}
+
 #[test]
 fn codes_are_the_published_ones() {
     use Reason::*;
@@ -297,9 +426,11 @@ fn codes_are_the_published_ones() {
         (PermissionExpired, "permission_expired"),
         (PermissionRevoked, "permission_revoked"),
         (SigningKeyUnknown, "signing_key_unknown"),
+        (SigningKeyUntrusted, "signing_key_untrusted"),
         (SigningKeyInactive, "signing_key_inactive"),
         (SignatureInvalid, "signature_invalid"),
         (ScopeMissing, "scope_missing"),
+        (ScopeUntrusted, "scope_untrusted"),
         (DestinationUnresolvable, "destination_unresolvable"),
         (DestinationAddressForbidden, "destination_address_forbidden"),
         (RegistryUnavailable, "registry_unavailable"),
@@ -321,9 +452,13 @@ proptest! {
         let row = Row::with(|r| {
             r.permission.window = span(row);
             r.revoked = revoked;
-            *signer(r) = Signer { key: public(&principal()), window: span(key), revoked: key_revoked };
+            *signer(r) = Signer {
+                key: public(&principal()), window: span(key), revoked: key_revoked, root_signature: None,
+            };
             let destination = if other_scope { "other" } else { "docstore" }.parse().unwrap();
-            r.scopes = vec![Scope { destination, window: span(scope), revoked: scope_revoked }];
+            r.scopes = vec![Scope {
+                destination, window: span(scope), revoked: scope_revoked, root_signature: None,
+            }];
             if signed { r.sign(&principal()) }
         });
         let inside = |w: Window| w.not_before() <= hours(now) && hours(now) < w.not_after();

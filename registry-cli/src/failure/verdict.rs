@@ -255,6 +255,7 @@ fn open(error: &OpenError) -> (Exit, &'static str) {
         OpenError::Schema(SchemaError::Missing | SchemaError::Older { .. }) => {
             (Exit::Schema, MIGRATE)
         }
+        OpenError::OtherRegistry { .. } => (Exit::Data, "check the database url and --registry-id"),
         OpenError::Schema(SchemaError::Newer { .. }) => (
             Exit::Schema,
             "run the version of this program that made it, or a newer one",

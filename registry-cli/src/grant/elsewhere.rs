@@ -54,8 +54,14 @@ pub(super) async fn run(
     let signer = within(registry.signer(key_id)).await?;
     let signer = signer.ok_or_else(|| Failure::KeyUnknown(key_id.clone()))?;
     let scopes = within(registry.scopes(key_id, &permission.destination)).await?;
-    let signer = Some(signer);
-    let candidate = Candidate::new(permission.clone(), false, &signature_der, signer, &scopes);
+    let candidate = Candidate::new(
+        permission.clone(),
+        false,
+        &signature_der,
+        Some(&signer),
+        &scopes,
+        registry.trust_roots(),
+    );
     let at = now.max(permission.window.not_before());
     judge(&candidate, &own_request(&candidate), at)
         .map_err(|reason| failed(signature, ElsewhereError::Denied(reason)))?;

@@ -163,6 +163,7 @@ impl Office {
             connect_timeout: patience,
             acquire_timeout: patience,
             query_timeout: patience,
+            trust_roots: None,
         };
         let reader = Reader::open(&options).await.unwrap();
         let deadline = Instant::now() + patience;

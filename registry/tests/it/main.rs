@@ -29,6 +29,7 @@ fn options(url: &str) -> Options {
         connect_timeout: Duration::from_secs(5),
         acquire_timeout: Duration::from_secs(5),
         query_timeout: Duration::from_secs(5),
+        trust_roots: None,
     }
 }
 

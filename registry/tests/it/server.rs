@@ -15,7 +15,7 @@ fn process(database: &testbed::Database) -> String {
             .query(
                 "SELECT string_agg(pid::text, ' ') FROM pg_stat_activity
                  WHERE datname = current_database() AND pid <> pg_backend_pid()
-                   AND query LIKE '%FROM permission_registry%'",
+                   AND query LIKE '%SELECT p.permission_id%'",
             )
             .unwrap();
         if !pids.is_empty() && !pids.contains(' ') {

@@ -1,6 +1,6 @@
 //! What the CLI writes, and that the service then reads it.
 
-use permission::{Decision, Id, Permission, PrincipalKey, Timestamp, Window, decide};
+use permission::{Decision, Id, Permission, PrincipalKey, Scope, Timestamp, Window, decide};
 use registry::{Filter, OnExisting, Revocation, WriteError, Writer};
 use testbed::rows::Principal;
 
@@ -27,13 +27,16 @@ async fn what_the_writer_writes_is_what_the_reader_reads() {
     let id = Id::parse("org-alice").unwrap();
     let window = window();
     writer
-        .register_key(&id, &key(&alice), &window)
+        .register_key(&id, &key(&alice), &window, None)
         .await
         .unwrap();
-    writer
-        .grant_scope(&id, &["docstore".parse().unwrap()], &window)
-        .await
-        .unwrap();
+    let scope = Scope {
+        destination: "docstore".parse().unwrap(),
+        window,
+        revoked: false,
+        root_signature: None,
+    };
+    writer.grant_scope(&id, &[scope]).await.unwrap();
     assert_eq!(writer.signer(&id).await.unwrap().unwrap().window, window);
     assert_eq!(
         writer
@@ -95,15 +98,19 @@ async fn a_key_or_its_id_is_registered_once() {
         Principal::new("b", 8).unwrap(),
     );
     writer
-        .register_key(&alice, &key(&first), &window())
+        .register_key(&alice, &key(&first), &window(), None)
         .await
         .unwrap();
-    let same_id = writer.register_key(&alice, &key(&second), &window()).await;
+    let same_id = writer
+        .register_key(&alice, &key(&second), &window(), None)
+        .await;
     assert!(
         matches!(same_id, Err(WriteError::Exists("key id"))),
         "{same_id:?}"
     );
-    let same_key = writer.register_key(&bob, &key(&first), &window()).await;
+    let same_key = writer
+        .register_key(&bob, &key(&first), &window(), None)
+        .await;
     assert!(
         matches!(same_key, Err(WriteError::Exists("public key"))),
         "{same_key:?}"
@@ -152,7 +159,7 @@ async fn times_survive_to_the_microsecond_in_every_year() {
     let id = Id::parse("org-alice").unwrap();
     let window = Window::new(Timestamp::MIN, Timestamp::MAX).unwrap();
     writer
-        .register_key(&id, &key(&alice), &window)
+        .register_key(&id, &key(&alice), &window, None)
         .await
         .unwrap();
     assert_eq!(
@@ -171,7 +178,9 @@ async fn a_role_that_may_only_read_is_told_so() {
         .unwrap();
     let alice = Principal::new("org-alice", 7).unwrap();
     let id = Id::parse("org-alice").unwrap();
-    let refused = writer.register_key(&id, &key(&alice), &window()).await;
+    let refused = writer
+        .register_key(&id, &key(&alice), &window(), None)
+        .await;
     assert!(
         matches!(refused, Err(WriteError::Forbidden(_))),
         "{refused:?}"

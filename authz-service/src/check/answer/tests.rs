@@ -89,9 +89,11 @@ fn every_reason_has_its_status_and_proxy_error() {
         (Reason::PermissionExpired, blocked),
         (Reason::PermissionRevoked, blocked),
         (Reason::SigningKeyUnknown, blocked),
+        (Reason::SigningKeyUntrusted, blocked),
         (Reason::SigningKeyInactive, blocked),
         (Reason::SignatureInvalid, blocked),
         (Reason::ScopeMissing, blocked),
+        (Reason::ScopeUntrusted, blocked),
         (
             Reason::DestinationAddressForbidden,
             (403, "destination_ip_prohibited", "blocked by policy"),
