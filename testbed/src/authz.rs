@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::process::{PATIENCE, Process};
-use crate::{binary, port, scratch};
+use crate::{Root, binary, port, scratch};
 
 /// The variable that the generated configuration takes the database's URL from.
 const DATABASE_URL: &str = "AUTHZ_TEST_DATABASE_URL";
@@ -32,6 +32,9 @@ pub struct AuthzOptions {
     pub private: Vec<(String, Vec<String>)>,
     /// Envoy's listeners.
     pub gateway_listeners: Vec<SocketAddr>,
+    /// The root of trust, and the id of the registry that it vouches in; without one, rows count
+    /// as they are.
+    pub root: Option<(Root, String)>,
     /// Further environment, such as `AGENT_GATEWAY__DNS__TIMEOUT_MS`.
     pub environment: Vec<(String, String)>,
 }
@@ -218,6 +221,14 @@ impl Files {
         // Tests wait for the service to know what they changed; not for long.
         let poll = ("AGENT_GATEWAY__POLICY__POLL_INTERVAL_MS", "20");
         self.environment = vec![(poll.0.to_owned(), poll.1.to_owned())];
+        if let Some((root, registry_id)) = &options.root {
+            let mut set = |key: &str, value| {
+                let name = format!("AGENT_GATEWAY__POLICY__{key}");
+                self.environment.push((name, value));
+            };
+            set("TRUST_ROOTS", format!("[{:?}]", root.public_hex()?));
+            set("REGISTRY_ID", format!("{registry_id:?}"));
+        }
         self.environment.extend(options.environment.iter().cloned());
         let database = (DATABASE_URL.to_owned(), options.database_url.clone());
         self.environment.push(database);

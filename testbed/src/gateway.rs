@@ -5,7 +5,9 @@ use anyhow::Result;
 use crate::authz::{self, Authz, AuthzOptions};
 use crate::rows::{Grant, Principal};
 use crate::tunnel::{Answer, TunnelClient};
-use crate::{ClientCertificate, Database, DnsServer, Envoy, EnvoyOptions, GatewayPki, TcpService};
+use crate::{
+    ClientCertificate, Database, DnsServer, Envoy, EnvoyOptions, GatewayPki, Root, TcpService,
+};
 
 /// Everything between an agent and what it wants to reach.
 #[derive(Debug)]
@@ -20,6 +22,8 @@ pub struct Gateway {
     pub database: Database,
     /// A principal, `org-alice`, that is registered and has no scope yet.
     pub principal: Principal,
+    /// Who signs its key and scopes, where the service asks for that.
+    pub root: Option<Root>,
     /// The gateway's own certificate.
     pub pki: GatewayPki,
 }
@@ -50,6 +54,18 @@ impl Gateway {
         Self::start_all(database, options, &[]).await
     }
 
+    /// As [`Gateway::start_on`], with this root of trust, which has signed for the principal.
+    pub async fn start_rooted(
+        database: Database,
+        root: Root,
+        options: AuthzOptions,
+    ) -> Result<Gateway> {
+        authz::migrate(&database.url())?;
+        let registry_id = database.query("SELECT registry_id FROM registry_identity")?;
+        let root = Some((root, registry_id));
+        Self::start_all(database, AuthzOptions { root, ..options }, &[]).await
+    }
+
     async fn start_all(
         database: Database,
         options: AuthzOptions,
@@ -57,6 +73,10 @@ impl Gateway {
     ) -> Result<Gateway> {
         authz::migrate(&database.url())?;
         let principal = Principal::registered(&database, &[])?;
+        let root = options.root.as_ref().map(|(root, _)| root.clone());
+        if let Some(root) = &root {
+            root.sign_all(&database)?;
+        }
         let dns = DnsServer::start().await?;
         dns.set_ttl(0);
         let database_url = match &options.database_url {
@@ -80,6 +100,7 @@ impl Gateway {
             dns,
             database,
             principal,
+            root,
             pki,
         })
     }
@@ -94,7 +115,11 @@ impl Gateway {
     /// Gives the principal scope for `destination`, for longer than any default permission.
     pub fn scope(&self, destination: &str) -> Result<()> {
         let times = crate::rows::Times::from_now(-7200, 60 * 86_400);
-        self.principal.scope(&self.database, destination, &times)
+        self.principal.scope(&self.database, destination, &times)?;
+        match &self.root {
+            Some(root) => root.sign_all(&self.database),
+            None => Ok(()),
+        }
     }
 
     /// Asks for a tunnel on a new connection, once the service knows of all that was changed.

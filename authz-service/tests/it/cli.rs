@@ -8,8 +8,8 @@ use testbed::{Database, authz, free_port};
 
 /// How a run of the program ended.
 #[derive(Debug, PartialEq)]
-struct Run {
-    status: i32,
+pub(crate) struct Run {
+    pub(crate) status: i32,
     stdout: String,
     stderr: String,
 }
@@ -35,7 +35,7 @@ fn run(command: &str, config: &str, environment: &[(&str, &str)]) -> Run {
 }
 
 /// A run that failed as it should.
-fn failed(status: i32, error: &str, hint: &str) -> Run {
+pub(crate) fn failed(status: i32, error: &str, hint: &str) -> Run {
     Run {
         status,
         stdout: String::new(),
@@ -49,7 +49,7 @@ const IS_POSTGRES_RUNNING: &str =
     "is Postgres running there, and does the role exist with that password";
 
 /// Configuration for `serve` on free ports, without logs.
-fn serve_config() -> String {
+pub(crate) fn serve_config() -> String {
     let [grpc, admin_grpc, admin_http] = [(); 3].map(|()| free_port().unwrap());
     format!(
         "[server]\ngrpc_addr = \"127.0.0.1:{grpc}\"\n\
@@ -59,7 +59,7 @@ fn serve_config() -> String {
     )
 }
 
-fn serve(config: &str, database_url: &str) -> Run {
+pub(crate) fn serve(config: &str, database_url: &str) -> Run {
     let environment = [
         ("REGISTRY", database_url),
         ("AGENT_GATEWAY_LOG_STDOUT", "false"),

@@ -27,6 +27,7 @@ mod server_socket;
 mod shutdown;
 mod streams;
 mod traces;
+mod trust;
 
 use std::net::SocketAddr;
 

@@ -22,6 +22,7 @@ mod other_databases;
 mod outages;
 mod registry_out_of_reach;
 mod replicas;
+mod root_of_trust;
 mod service_listener;
 mod signed_rows;
 mod through_the_sidecar;
@@ -31,7 +32,7 @@ mod wire;
 use testbed::TunnelClient;
 use testbed::gateway::private;
 use testbed::tunnel::Answer;
-use testbed::{AuthzOptions, Behaviour, ClientCertificate, Database, Gateway, TcpService};
+use testbed::{AuthzOptions, Behaviour, ClientCertificate, Database, Gateway, Root, TcpService};
 
 /// A gateway, an agent with the identity that grants go to, and a service named `docstore` that
 /// echoes. The principal has no scope and the agent no permission yet.
@@ -54,6 +55,16 @@ impl Scene {
 
     /// On an empty database of the test's own.
     async fn start_on(database: Database, options: AuthzOptions) -> Self {
+        Self::start_all(database, options, None).await
+    }
+
+    /// Where a key and a scope count only as this root has signed them.
+    async fn start_rooted(root: Root) -> Self {
+        let database = testbed::database().await.unwrap();
+        Self::start_all(database, AuthzOptions::default(), Some(root)).await
+    }
+
+    async fn start_all(database: Database, options: AuthzOptions, root: Option<Root>) -> Self {
         let service = TcpService::start([127, 0, 0, 1], Behaviour::Echo)
             .await
             .unwrap();
@@ -64,7 +75,11 @@ impl Scene {
             ..options
         };
         options.private.push(rule);
-        let gateway = Gateway::start_on(database, options).await.unwrap();
+        let gateway = match root {
+            Some(root) => Gateway::start_rooted(database, root, options).await,
+            None => Gateway::start_on(database, options).await,
+        };
+        let gateway = gateway.unwrap();
         let agent = ClientCertificate::for_identity(testbed::gateway::AGENT).unwrap();
         Self {
             gateway,
