@@ -4,8 +4,10 @@
 # rustup's folder may not be in PATH yet on a fresh machine.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
-scripts := .ci/run demo/demo.sh demo/stack.sh demo/transcript.sh demo/generate-server-certs.sh \
-	testbed/setup testbed/postgres-cluster testbed/ports.sh testbed/run-tests permission/testdata/make poca/testdata/make
+scripts := .ci/run demo/demo.sh demo/stack.sh demo/transcript.sh demo/processes.sh \
+	demo/demo-agent.sh demo/scripted-agent.sh demo/try-agents.sh demo/generate-server-certs.sh \
+	testbed/setup testbed/postgres-cluster testbed/ports.sh testbed/run-tests permission/testdata/make \
+	poca/testdata/make
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r target what; do \
@@ -15,10 +17,10 @@ setup:  ## install what is missing: apt packages, and Envoy in .tools/
 	@testbed/setup
 
 demo:  ## run the whole gateway here, show what it allows and refuses, leave it running
-	@demo/demo.sh up
+	@demo/demo.sh setup
 
 demo-down:  ## stop the demo and remove what it made
-	@demo/demo.sh down
+	@demo/demo.sh teardown
 
 test: setup  ## build, and run all tests against real Postgres, Envoy and (simulated) TPMs
 	@testbed/run-tests

@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
 # The whole gateway as local processes, and a transcript of what it allows and refuses.
 #
-# Everything lives in .demo/ in the project folder, is made anew by each `up`, and goes with
-# `down`. stack.sh starts the parts, transcript.sh tries them.
+# Everything lives in .demo/ in the project folder, is made anew by each `setup`, and goes with
+# `teardown`. stack.sh starts the parts, transcript.sh tries them; demo-agent.sh makes agents.
 set -euo pipefail
 
 usage() {
     cat >&2 <<'END'
-usage: demo.sh up     start everything, show what is allowed and what is refused, leave it running
-       demo.sh down   stop everything and remove it
+usage: demo.sh setup      start everything, show what is allowed and what is refused, leave it running
+       demo.sh status     show what of it runs, and the agents
+       demo.sh teardown   stop everything and remove it
 
 Environment:
   AGENT_GATEWAY_DEMO_DIR                     where it lives (.demo in the project folder)
+  AGENT_STATE                                where its agents live (agents in there)
+  AGENT_GATEWAY_TPM_USER_PIN                 the PIN of the principal's key (a random one)
+  AGENT_GATEWAY_TPM_SO_PIN                   the PIN of its TPM's owner (a random one)
   AGENT_GATEWAY_DEMO_TPM_HANDLE              the agent's key in its TPM (0x81010004)
   AGENT_GATEWAY_DEMO_SWTPM_PORT              the agent's simulated TPM: this and the next (2321)
   AGENT_GATEWAY_DEMO_PRINCIPAL_SWTPM_PORT    the principal's: this and the next (2331)
@@ -27,27 +31,23 @@ Environment:
   AGENT_GATEWAY_DEMO_SERVICE_PORT            docstore on 127.0.0.2, messaging on 127.0.0.3 (8443)
 A port that is taken is replaced by a free one, unless its variable is set.
 
-Exit status: 0 all came out right, 1 something did not, 64 wrong usage, 69 the demo did not start
+Exit status: 0 all came out right, 1 something did not or does not run, 64 wrong usage, 69 the demo
+did not start
 END
     exit 64
 }
 
-say() { echo "demo: $1" >&2; }
-# Ends the script; the EXIT trap adds what it was doing, and the log.
-fail() {
-    echo "error: $1" >&2
-    [ $# -lt 2 ] || echo "hint: $2" >&2
-    exit "${3:-69}"
-}
-
 root=$(cd "$(dirname "$0")/.." && pwd -P)
 demo=$(realpath -m -- "${AGENT_GATEWAY_DEMO_DIR:-$root/.demo}")
+agents=$(realpath -m -- "${AGENT_STATE:-$demo/agents}")
 down_command="make demo-down"
 [ -z "${AGENT_GATEWAY_DEMO_DIR:-}" ] ||
     down_command="$(printf 'AGENT_GATEWAY_DEMO_DIR=%q' "$demo") make demo-down"
 
 # shellcheck source=testbed/ports.sh
 . "$root/testbed/ports.sh"
+# shellcheck source=demo/processes.sh
+. "$root/demo/processes.sh"
 # shellcheck source=demo/stack.sh
 . "$root/demo/stack.sh"
 # shellcheck source=demo/transcript.sh
@@ -64,7 +64,7 @@ forget_environment() {
     done
 }
 
-up() {
+setup() {
     trap finish EXIT
     heed_signals
     # These may write outside the demo's folder, so they keep the caller's umask.
@@ -89,27 +89,20 @@ up() {
     start_envoy
     step swtpm-principal "giving the principal org-alice a TPM, a key in it, and a scope"
     enrol_principal
-    step sidecar "giving agent-alpha a TPM, a key in it, and a sidecar"
+    step agent-alpha "giving agent-alpha a TPM, a key in it, and a sidecar"
+    write_settings
     start_agent
-    step sidecar-stranger "giving a stranger the same name, but another TPM and key"
+    step stranger "giving a stranger the same name, but another TPM and key"
     start_stranger
     write_environment
-    doing="the transcript" log=sidecar
+    doing="the transcript" log=authz
     transcript
     finished=yes
     use_by_hand
     [ "$wrong" = 0 ]
 }
 
-heed_signals() {
-    trap 'interrupted=yes; exit 130' INT TERM HUP
-    [ -z "$interrupted" ] || exit 130
-}
-
-# Until heed_signals, so that nothing is started without being written down.
-hold_signals() { trap 'interrupted=yes' INT TERM HUP; }
-
-# Runs at every end of `up`. What an earlier run made is touched only once this one has begun to.
+# Runs at every end of `setup`. What an earlier run made is touched only once this one has begun to.
 finish() {
     local status=$?
     trap - EXIT
@@ -132,18 +125,20 @@ finish() {
     exit "$status"
 }
 
-finished='' interrupted='' made='' wrong=0 doing='' log='' steps=0
+finished='' made='' wrong=0 doing='' log='' steps=0
 step() {
     steps=$((steps + 1)) log=$1 doing=$2
     printf 'demo: [%2d/11] %s\n' "$steps" "$2" >&2
 }
 
 [ $# = 1 ] || usage
+user_pin=${AGENT_GATEWAY_TPM_USER_PIN:-} owner_pin=${AGENT_GATEWAY_TPM_SO_PIN:-}
 forget_environment
 PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
 case $1 in
-up) up ;;
-down)
+setup) setup ;;
+status) status ;;
+teardown)
     take_down
     say "nothing of it is left in $demo"
     ;;

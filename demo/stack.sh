@@ -28,54 +28,6 @@ make_folders() {
     mkdir logs run secrets tpm agents
 }
 
-# start NAME COMMAND…: in the background, in a session of its own, so that this terminal's Ctrl-C
-# does not reach it, and orphaned on purpose, because Envoy ends with its parent.
-start() {
-    log=$1
-    shift
-    hold_signals
-    # shellcheck disable=SC2016
-    setsid -f bash -c 'echo "$$ $(birth $$)" >"$0" && exec "$@"' "run/$log.pid" "$@" \
-        </dev/null >"logs/$log.log" 2>&1 9<&-
-    for _ in {1..500}; do
-        [ ! -s "run/$log.pid" ] || break
-        sleep 0.01 || true
-    done
-    heed_signals
-}
-
-# birth PID: when it started, in clock ticks since boot, which with its id tells it from any other
-# process; nothing if it has ended.
-birth() {
-    local stat
-    stat=$(cat "/proc/$1/stat" 2>/dev/null) || return 0
-    # "PID (NAME) STATE …"; the start is field 22, and NAME may hold anything.
-    read -ra stat <<<"${stat##*) }"
-    [ "${stat[0]}" = Z ] || echo "${stat[19]}"
-}
-export -f birth
-
-# running NAME: whether the process that was started by that name still runs.
-running() {
-    local pid born
-    read -r pid born 2>/dev/null <"$demo/run/$1.pid" || return 1
-    [ -n "$born" ] && [ "$(birth "$pid")" = "$born" ]
-}
-
-# until_true WHAT CONDITION…: waits for it, at most 30 s and while the process of this step runs.
-until_true() {
-    local what=$1 deadline=$((SECONDS + 30))
-    shift
-    until "$@"; do
-        [ "$SECONDS" -lt "$deadline" ] || fail "waited 30 s in vain for $what"
-        [ ! -e "run/$log.pid" ] || running "$log" || fail "$log has ended by itself"
-        sleep 0.05
-    done
-}
-
-listens() { (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null; }
-answers() { curl -q -fsS --noproxy '*' --max-time 2 -o /dev/null "$1" 2>/dev/null; }
-
 # port VARIABLE [COUNT]: settles a port variable; in capitals, with AGENT_GATEWAY_DEMO_ before it,
 # it is the user's. COUNT ports in a row are used.
 port() {
@@ -115,6 +67,9 @@ choose_ports() {
 }
 
 secret() { openssl rand -hex 24; }
+
+# pin CHOSEN: without an end of line, which tpm2_changeauth would take for a part of it.
+pin() { printf %s "${1:-$(openssl rand -hex 8)}"; }
 
 start_postgres() {
     local data=$demo/postgres
@@ -226,65 +181,64 @@ start_envoy() {
     until_true "Envoy to listen" listens 127.0.0.1 "$gateway_port"
 }
 
-# start_tpm NAME PORT: a simulated TPM. Its TCTI takes the control port to be the next one.
-start_tpm() {
-    mkdir "tpm/$1"
-    start "swtpm-$1" swtpm socket --tpm2 --flags not-need-init,startup-clear \
-        --tpmstate "dir=tpm/$1,mode=0600" \
-        --server "type=tcp,bindaddr=127.0.0.1,port=$2" \
-        --ctrl "type=tcp,bindaddr=127.0.0.1,port=$(($2 + 1))"
-    until_true "the TPM to listen" listens 127.0.0.1 "$2"
-}
-
 registry() {
     log=registry
-    AGENT_GATEWAY_DATABASE_URL=$(<secrets/admin.url) "$programs/agent-gateway-registry" "$@" \
-        >>logs/registry.log 2>&1
+    AGENT_GATEWAY_DATABASE_URL=$(<secrets/admin.url) \
+        AGENT_GATEWAY_TPM_USER_PIN=$(<secrets/principal.pin) \
+        AGENT_GATEWAY_TPM_SO_PIN=$(<secrets/principal-owner.pin) \
+        "$programs/agent-gateway-registry" "$@" >>logs/registry.log 2>&1
 }
 
+# Its TPM makes keys for those alone who know the owner's PIN, and the key has a PIN of its own.
 enrol_principal() {
-    start_tpm principal "$principal_swtpm_port"
+    start_tpm swtpm-principal tpm/principal "$principal_swtpm_port"
     principal_tcti=swtpm:host=127.0.0.1,port=$principal_swtpm_port
+    pin "$user_pin" >secrets/principal.pin
+    pin "$owner_pin" >secrets/principal-owner.pin
+    tpm2_changeauth -T "$principal_tcti" -c owner "file:secrets/principal-owner.pin"
     registry register-key org-alice --tcti "$principal_tcti"
-    registry grant-scope org-alice "$docstore" "$messaging" --valid 60d
+    registry grant-scope org-alice "$docstore" "$messaging" api.anthropic.com --valid 60d
 }
 
 # grant DESTINATION: org-alice signs it for agent-alpha's key.
 grant() {
     registry grant --key org-alice --tcti "$principal_tcti" --identity agent-alpha \
-        --spki agents/agent-alpha/spki.hex --destination "$1" --valid 30d
+        --spki "$agents/agent-alpha/client/spki.hex" --destination "$1" --valid 30d
 }
 
-# start_sidecar NAME STATE SWTPM_PORT PROXY_PORT
-start_sidecar() {
-    log=sidecar-init
-    "$programs/agent-gateway-sidecar" init --identity agent-alpha --state "agents/$2" \
-        --tcti "swtpm:host=127.0.0.1,port=$3" \
-        --handle "${AGENT_GATEWAY_DEMO_TPM_HANDLE:-0x81010004}" >>logs/sidecar-init.log 2>&1
-    start "$1" "$programs/agent-gateway-sidecar" run --gateway "127.0.0.1:$gateway_port" \
-        --ca certs/server-ca.pem --state "agents/$2" --listen "127.0.0.1:$4"
-    until_true "the sidecar to listen" listens 127.0.0.1 "$4"
+# For demo-agent.sh.
+write_settings() {
+    local services="docstore messaging" variable
+    for variable in programs gateway_port principal_tcti services service_port; do
+        printf '%s=%q\n' "$variable" "${!variable}"
+    done >settings
 }
 
-start_agent() {
-    start_tpm agent "$swtpm_port"
-    start_sidecar sidecar agent-alpha "$swtpm_port" "$proxy_port"
+# make_agent NAME SWTPM_PORT PROXY_PORT: agent-alpha, or one that calls itself so.
+make_agent() {
+    log=$1
+    AGENT_STATE=$agents AGENT_GATEWAY_DEMO_DIR=$demo \
+        AGENT_GATEWAY_DEMO_SWTPM_PORT=$2 AGENT_GATEWAY_DEMO_PROXY_PORT=$3 \
+        "$root/demo/demo-agent.sh" create --identity agent-alpha --name "$1" \
+        >"logs/$1.log" 2>&1 9<&-
 }
 
-start_stranger() {
-    start_tpm stranger "$stranger_swtpm_port"
-    start_sidecar sidecar-stranger stranger "$stranger_swtpm_port" "$stranger_proxy_port"
-}
+start_agent() { make_agent agent-alpha "$swtpm_port" "$proxy_port"; }
+
+start_stranger() { make_agent stranger "$stranger_swtpm_port" "$stranger_proxy_port"; }
 
 # What `. .demo/env` gives a shell; secrets stay in their files.
 write_environment() {
     cat >./env <<END
 # For a shell that plays with the demo: ". $(printf %q "$demo")/env"
 export PATH=$(printf %q "$programs:$root/.tools/bin"):\$PATH
-export AGENT_GATEWAY_STATE=$(printf %q "$demo/agents/agent-alpha")
+export AGENT_GATEWAY_STATE=$(printf %q "$agents/agent-alpha/client")
+export AGENT_STATE=$(printf %q "$agents")
+export AGENT_GATEWAY_DEMO_DIR=$(printf %q "$demo")
 export AGENT_GATEWAY_TCTI=$principal_tcti
 AGENT_GATEWAY_DATABASE_URL=\$(cat $(printf %q "$demo/secrets/admin.url"))
-export AGENT_GATEWAY_DATABASE_URL
+AGENT_GATEWAY_TPM_USER_PIN=\$(cat $(printf %q "$demo/secrets/principal.pin"))
+export AGENT_GATEWAY_DATABASE_URL AGENT_GATEWAY_TPM_USER_PIN
 DEMO=$(printf %q "$demo")
 END
 }
@@ -301,29 +255,31 @@ explain() {
     tail -n 15 "$file" | sed 's/^/    /' >&2
 }
 
+process_files() {
+    find "$demo/run" "$agents"/*/run -maxdepth 1 -name '*.pid' 2>/dev/null | sort
+}
+
 stop_processes() {
-    local file name pid deadline=$((SECONDS + 10))
-    for file in "$demo"/run/*.pid; do
-        name=$(basename "$file" .pid)
-        running "$name" || continue
-        read -r pid _ <"$file"
-        kill "$pid" 2>/dev/null || true
-    done
-    for file in "$demo"/run/*.pid; do
-        name=$(basename "$file" .pid)
-        while running "$name"; do
-            if [ "$SECONDS" -ge "$deadline" ]; then
-                say "$name does not stop; killing it"
-                read -r pid _ <"$file"
-                kill -KILL "$pid" 2>/dev/null || true
-                break
-            fi
-            sleep 0.05
-        done
-    done
+    local files
+    mapfile -t files < <(process_files)
+    stop_all "${files[@]}"
     [ ! -s "$demo/run/postgres.dir" ] ||
         "$root/testbed/postgres-cluster" stop "$(<"$demo/run/postgres.dir")" 9<&- ||
         say "Postgres did not stop"
+}
+
+status() {
+    [ -e "$demo/.agent-gateway-demo" ] || fail "no demo is set up in $demo" "make demo" 1
+    local file name state stopped=0
+    while read -r file; do
+        state=running
+        running "$file" || state=stopped stopped=1
+        name=${file#"$(dirname "$agents")/"} name=${name#"$demo/"} name=${name%.pid}
+        printf '%-8s %s\n' "$state" "${name/run\//}"
+    done < <(process_files)
+    echo
+    "$root/demo/demo-agent.sh" list
+    return "$stopped"
 }
 
 # Stops what an earlier run started, and removes what it made.
@@ -334,6 +290,11 @@ empty_folder() {
     stop_processes
     local data=
     [ ! -s "$demo/run/postgres.dir" ] || data=$(<"$demo/run/postgres.dir")
+    # Agents that live elsewhere.
+    local agent
+    for agent in "$agents"/*/; do
+        [ ! -e "$agent/.agent-gateway-demo-agent" ] || rm -rf -- "$agent"
+    done
     case $data in
     /var/tmp/agent-gateway-demo.??????) rm -rf -- "$data" ;;
     esac

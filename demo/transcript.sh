@@ -31,7 +31,7 @@ show() { echo "   \$ $*"; }
 as_agent() {
     local state=$1
     shift
-    "$programs/agent-gateway-sidecar" exec --state "agents/$state" -- "$@"
+    "$programs/agent-gateway-sidecar" exec --state "$agents/$state/client" -- "$@"
 }
 
 # fetch STATE URL: sets `seen`: the status of the tunnel, then that of the page or why there is none.
@@ -137,9 +137,10 @@ Everything still runs. To go on by hand (logs are in $demo/logs):
 
   . $(printf %q "$demo")/env
   agent-gateway-sidecar exec -- curl --cacert "\$DEMO/certs/mock-ca.pem" https://$docstore/documents
-  agent-gateway-registry grant --key org-alice --identity agent-alpha --spki "\$DEMO/agents/agent-alpha/spki.hex" --destination $messaging --valid 1h
+  agent-gateway-registry grant --key org-alice --identity agent-alpha --spki "\$AGENT_GATEWAY_STATE/spki.hex" --destination $messaging --valid 1h
   agent-gateway-sidecar exec -- curl --cacert "\$DEMO/certs/mock-ca.pem" https://$messaging/messages
   agent-gateway-registry list
+  $(printf %q "$root")/demo/demo-agent.sh prompt agent-alpha --prompt "Access https://$docstore/documents with curl"
   grpcurl -plaintext 127.0.0.1:$admin_grpc_port list
 
 To stop and remove it: $down_command
