@@ -16,6 +16,7 @@ pub mod decision_point;
 pub mod follow;
 pub mod freshness;
 pub mod metrics;
+pub mod relay;
 pub mod resolver;
 pub mod serve;
 pub mod telemetry;

@@ -59,6 +59,9 @@ pub enum OpenError {
         /// What was expected.
         expected: Id,
     },
+    /// Reached, but not by a role that may do what it is there for.
+    #[error("this database role may not {0}")]
+    NoRight(&'static str),
 }
 
 /// Reads the registry for decisions, with SELECT alone.
@@ -74,7 +77,7 @@ pub struct Reader {
 
 /// A connection idle for longer is asked whether it still lives before it is used: after a
 /// restart of the database the pool is full of dead ones. Busy ones are spared the round trip.
-const TRUSTED_IDLE: Duration = Duration::from_secs(1);
+pub(crate) const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 
 impl Reader {
     /// Connects, and makes sure that the schema is the one this program knows.

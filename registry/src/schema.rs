@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::connection::{OpenError, connect_options};
 
 /// The migrations, in order; the n-th brings a database to version n. Files are append-only.
-const MIGRATIONS: [(&str, &str); 3] = [
+const MIGRATIONS: [(&str, &str); 4] = [
     (
         "0001_signed_authorization_registry.sql",
         include_str!("../../migrations/0001_signed_authorization_registry.sql"),
@@ -21,6 +21,10 @@ const MIGRATIONS: [(&str, &str); 3] = [
     (
         "0003_root_of_trust.sql",
         include_str!("../../migrations/0003_root_of_trust.sql"),
+    ),
+    (
+        "0004_relay_nonces.sql",
+        include_str!("../../migrations/0004_relay_nonces.sql"),
     ),
 ];
 

@@ -125,6 +125,10 @@ fn registry(error: &OpenError) -> (u8, &'static str) {
             "check the database url and policy.registry_id; `agent-gateway-registry root show` \
              tells the id",
         ),
+        OpenError::NoRight(_) => (
+            CONFIG,
+            "let its login role become a member of the one it needs: GRANT agent_gateway_relay TO …",
+        ),
     }
 }
 

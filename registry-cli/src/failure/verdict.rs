@@ -260,6 +260,7 @@ fn open(error: &OpenError) -> (Exit, &'static str) {
             Exit::Schema,
             "run the version of this program that made it, or a newer one",
         ),
+        OpenError::NoRight(_) => (Exit::NoPermission, WRITER),
         OpenError::Schema(SchemaError::Unreadable(_)) => (
             Exit::Schema,
             "the role needs at least SELECT there: GRANT agent_gateway_writer TO it",

@@ -9,6 +9,7 @@
 
 mod feed;
 mod lookup;
+mod nonces;
 mod outage;
 mod schema;
 mod server;

@@ -1,0 +1,3 @@
+//! Tool calls: one Check with the whole body for each `POST /relay`.
+
+pub mod nonces;
