@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
-use moka::sync::Cache as Moka;
-use permission::{Facts, Request};
+use permission::{Candidate, Facts, Host, Request};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache as Quick;
 use registry::{LookupError, Reader};
 use tokio::time::{Instant, timeout_at};
 
@@ -75,8 +76,8 @@ struct Inner {
     reader: Reader,
     freshness: Arc<Freshness>,
     options: CacheOptions,
-    known: Moka<Request, Arc<Entry>>,
-    unknown: Moka<Request, Arc<Entry>>,
+    known: Quick<Request, Arc<Entry>, Weight>,
+    unknown: Quick<Request, Arc<Entry>, Weight>,
     /// Loads under way, for others to join. Locked only to look, add or remove.
     loading: Mutex<HashMap<Request, Load>>,
     loads: AtomicUsize,
@@ -115,16 +116,12 @@ impl Entry {
 impl Cache {
     /// An empty cache before `reader`.
     pub fn new(reader: Reader, freshness: Arc<Freshness>, options: CacheOptions) -> Self {
-        let known = Moka::builder()
-            .weigher(|request: &Request, entry: &Arc<Entry>| weight(request, entry))
-            .max_capacity(options.max_bytes)
-            .build();
-        let unknown = Moka::builder()
-            .weigher(|request: &Request, entry: &Arc<Entry>| {
-                weight(request, entry).max(UNKNOWN_BYTES)
-            })
-            .max_capacity(options.max_unknown.saturating_mul(UNKNOWN_BYTES.into()))
-            .build();
+        let unknown_bytes = options.max_unknown.saturating_mul(UNKNOWN_BYTES);
+        let known = Weight { least: KNOWN_BYTES }.cache(options.max_bytes);
+        let unknown = Weight {
+            least: UNKNOWN_BYTES,
+        };
+        let unknown = unknown.cache(unknown_bytes);
         Self(Arc::new(Inner {
             reader,
             freshness,
@@ -202,17 +199,14 @@ impl Cache {
         Err(Unavailable::Unconfirmed)
     }
 
-    /// What it holds; not for an async task to wait for.
+    /// What it holds.
     pub fn stats(&self) -> CacheStats {
         let inner = &self.0;
-        // Counted are only those whose arrival has been worked off.
-        inner.known.run_pending_tasks();
-        inner.unknown.run_pending_tasks();
         CacheStats {
-            known_entries: inner.known.entry_count(),
-            known_bytes: inner.known.weighted_size(),
-            unknown_entries: inner.unknown.entry_count(),
-            unknown_bytes: inner.unknown.weighted_size(),
+            known_entries: inner.known.len() as u64,
+            known_bytes: inner.known.weight(),
+            unknown_entries: inner.unknown.len() as u64,
+            unknown_bytes: inner.unknown.weight(),
             hits: inner.hits.load(Ordering::Relaxed),
             misses: inner.misses.load(Ordering::Relaxed),
             loads: inner.loads.load(Ordering::Relaxed),
@@ -279,7 +273,7 @@ impl Inner {
         } else {
             (&self.known, &self.unknown)
         };
-        drop.invalidate(request);
+        drop.remove(request);
         keep.insert(request.clone(), Arc::clone(&entry));
         Ok(entry)
     }
@@ -301,13 +295,58 @@ impl Inner {
 }
 
 /// Each unknown request counts as this much at least: that bounds their number and their bytes.
-const UNKNOWN_BYTES: u32 = 1024;
+const UNKNOWN_BYTES: u64 = 1024;
+/// No known one takes less.
+const KNOWN_BYTES: u64 = 512;
 
-/// About how many bytes an entry takes; the cache's own share included.
-fn weight(request: &Request, entry: &Entry) -> u32 {
-    const ENTRY: usize = 400;
-    const CANDIDATE: usize = 700;
-    let text = request.identity.as_str().len() + request.spki.as_der().len() + 64;
-    let bytes = ENTRY + text + entry.facts.candidates.len() * (CANDIDATE + 2 * text);
-    u32::try_from(bytes).unwrap_or(u32::MAX)
+/// Weighs entries, in bytes of memory.
+#[derive(Debug, Clone)]
+struct Weight {
+    /// Each counts as this much at least.
+    least: u64,
+}
+
+impl Weight {
+    fn cache(self, max_bytes: u64) -> Quick<Request, Arc<Entry>, Self> {
+        let most = usize::try_from(max_bytes / self.least).unwrap_or(usize::MAX);
+        Quick::with_weighter(most, max_bytes, self)
+    }
+}
+
+impl Weighter<Request, Arc<Entry>> for Weight {
+    /// What the allocator hands out for an entry, and its share of the cache's tables. Identity and
+    /// key are counted in full, though entries of one agent share them while its certificate is
+    /// remembered.
+    fn weight(&self, request: &Request, entry: &Arc<Entry>) -> u64 {
+        // Key, value, links and index, and half of that for one that was pushed out: the cache
+        // remembers for a while that it was there.
+        const TABLES: usize = (size_of::<Request>() + 40) * 3 / 2;
+        let host = match request.destination.host() {
+            Host::Name(name) => shared(name.len()),
+            Host::Ipv4(_) | Host::Ipv6(_) => 0,
+        };
+        let identity = shared(request.identity.as_str().len());
+        let request = identity + shared(request.spki.as_der().len()) + host;
+        let candidates = &entry.facts.candidates;
+        let ids = candidates.iter().map(Candidate::permission).map(|row| {
+            shared(row.permission_id.as_str().len()) + shared(row.signing_key_id.as_str().len())
+        });
+        let facts = allocated(size_of_val(candidates.as_slice())) + ids.sum::<usize>();
+        let entry = shared(size_of::<Entry>()) + allocated(size_of_val(&*entry.tags));
+        let bytes = TABLES + request + facts + entry;
+        self.least.max(bytes as u64)
+    }
+}
+
+/// What the allocator takes for so many bytes: its own word, in steps of 16, 32 at least.
+fn allocated(bytes: usize) -> usize {
+    match bytes {
+        0 => 0,
+        _ => (bytes + size_of::<usize>()).next_multiple_of(16).max(32),
+    }
+}
+
+/// As [`allocated`], of what is counted by an `Arc`.
+fn shared(bytes: usize) -> usize {
+    allocated(2 * size_of::<usize>() + bytes)
 }

@@ -168,7 +168,7 @@ async fn of_checks(
         Part::Misses => checks::misses::measure(large, effort, report).await,
         _ => {
             memory::start(large, effort, report).await?;
-            memory::cached(large, effort, report).await
+            memory::cached(large, report).await
         }
     }
 }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use testbed::{Authz, AuthzOptions};
 
 use crate::Effort;
 use crate::checks::Service;
 use crate::load;
-use crate::population::{Registry, setting};
+use crate::population::Registry;
 use crate::question::Question;
 use crate::report::{Report, Target};
 use crate::statistics::{means, percentile};
@@ -17,9 +17,6 @@ use crate::usage;
 
 /// Entries that the target for memory is about.
 const ENTRIES: usize = 100_000;
-
-/// Enough for them (`cache.max_bytes`); the default, 64 MiB, is not.
-const MAX_BYTES: &str = "268435456";
 
 /// From the start of the process to ready, before the registry of `large` and before an empty one.
 pub(crate) async fn start(large: &Service, effort: Effort, report: &mut Report) -> Result<()> {
@@ -53,38 +50,25 @@ async fn to_ready(options: &AuthzOptions) -> Result<f64> {
 }
 
 /// What the service takes that has many permissions in memory; `large`'s is started anew for it.
-pub(crate) async fn cached(large: &mut Service, effort: Effort, report: &mut Report) -> Result<()> {
+pub(crate) async fn cached(large: &mut Service, report: &mut Report) -> Result<()> {
     let entries = ENTRIES.min(large.agents.permissions());
     let questions = large.registry.questions(&large.agents, 0..entries, None);
     let questions: Arc<[Question]> = questions.into();
     let target = (entries == ENTRIES).then_some(Target::AtMost(150.0));
     let name = format!("memory with {entries} permissions cached");
-    fill(large, Some(MAX_BYTES), &questions, (&name, target), report).await?;
-    if !effort.short {
-        let name = "the same, cache.max_bytes as shipped";
-        fill(large, None, &questions, (name, None), report).await?;
-    }
-    Ok(())
-}
-
-/// Asks about all of it once.
-async fn fill(
-    large: &mut Service,
-    max_bytes: Option<&str>,
-    questions: &Arc<[Question]>,
-    (name, target): (&str, Option<Target>),
-    report: &mut Report,
-) -> Result<()> {
-    let mut options = large.registry.options();
-    let max_bytes = max_bytes.map(|bytes| setting("CACHE__MAX_BYTES", bytes));
-    options.environment.extend(max_bytes);
-    large.authz.start_again_with(&options)?;
+    large.authz.start_again_with(&large.registry.options())?;
     let asked = large.asked();
     let idle = usage::memory(asked.process)? / 1e6;
-    load::run(asked, questions, questions.len(), 64).await?;
+    let filled = load::run(asked, &questions, questions.len(), 64).await?;
     let full = usage::memory(asked.process)? / 1e6;
-    report.measure("memory", name, "MB", vec![full], full, target);
+    report.measure("memory", &name, "MB", vec![full], full, target);
     let cache = large.cache().await?;
+    let decided = entries - filled.undecided;
+    ensure!(
+        cache.known_entries == decided as u64,
+        "{} of {decided} permissions are in memory",
+        cache.known_entries
+    );
     report.note(format!(
         "{name}: {idle:.0} MB before the first Check; {} entries are there, {} of {} bytes by the \
          service's count",

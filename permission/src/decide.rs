@@ -44,8 +44,17 @@ pub struct Candidate {
     revoked: bool,
     /// The signer's standing; `None` where no usable key is registered.
     signer: Option<Standing>,
-    /// Of the scopes for this row's destination.
-    scopes: Box<[Standing]>,
+    scope: Covered,
+}
+
+/// Whether a scope that was not taken back covers a row's destination and its whole window; then it
+/// counts whenever the row does.
+#[derive(Debug, Clone, Copy)]
+enum Covered {
+    Not,
+    /// By none that a trust root signed.
+    Untrusted,
+    Trusted,
 }
 
 /// A row whose signature was checked, and how that came out.
@@ -187,16 +196,20 @@ impl Candidate {
         roots: Option<&TrustRoots>,
     ) -> Self {
         let key_id = &permission.signing_key_id;
+        let covers = |scope: &&Scope| {
+            !scope.revoked
+                && scope.destination == permission.destination
+                && scope.window.covers(&permission.window)
+        };
+        let mut covering = scopes.iter().filter(covers).peekable();
         let trusts = |scope| signer.is_some_and(|key| key.may_delegate(key_id, scope, roots));
-        let scopes = scopes
-            .iter()
-            .filter(|scope| scope.destination == permission.destination)
-            .map(|scope| Standing {
-                window: scope.window,
-                revoked: scope.revoked,
-                trusted: trusts(scope),
-            })
-            .collect();
+        let scope = if covering.peek().is_none() {
+            Covered::Not
+        } else if covering.any(trusts) {
+            Covered::Trusted
+        } else {
+            Covered::Untrusted
+        };
         let standing = signer.map(|signer| Standing {
             window: signer.window,
             revoked: signer.revoked,
@@ -208,7 +221,7 @@ impl Candidate {
             row: verified.map_or(Row::Unsigned(permission), Row::Signed),
             revoked,
             signer: standing,
-            scopes,
+            scope,
         }
     }
 
@@ -282,17 +295,10 @@ pub fn judge<'a>(
     let Row::Signed(permission) = &candidate.row else {
         return Err(Reason::SignatureInvalid);
     };
-    let covers = |scope: &Standing| scope.is_active(now) && scope.window.covers(&row.window);
-    let mut covering = candidate
-        .scopes
-        .iter()
-        .filter(|scope| covers(scope))
-        .peekable();
-    if covering.peek().is_none() {
-        return Err(Reason::ScopeMissing);
-    }
-    if !covering.any(|scope| scope.trusted) {
-        return Err(Reason::ScopeUntrusted);
+    match candidate.scope {
+        Covered::Not => return Err(Reason::ScopeMissing),
+        Covered::Untrusted => return Err(Reason::ScopeUntrusted),
+        Covered::Trusted => {}
     }
     // A scope that covers the permission's window never ends before it.
     let ends_at = now

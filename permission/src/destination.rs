@@ -8,6 +8,7 @@
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// The port of a destination that names none.
 const DEFAULT_PORT: u16 = 443;
@@ -26,7 +27,7 @@ pub struct Destination {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Host {
     /// A DNS name: lower case, no trailing dot.
-    Name(String),
+    Name(Arc<str>),
     /// An IPv4 literal, also where the input was the IPv4-mapped IPv6 address.
     Ipv4(Ipv4Addr),
     /// An IPv6 literal.
@@ -177,7 +178,7 @@ fn parse_host(text: &str) -> Result<Host, DestinationError> {
         last = label;
     }
     if !is_number(last) {
-        return Ok(Host::Name(text.to_ascii_lowercase()));
+        return Ok(Host::Name(text.to_ascii_lowercase().into()));
     }
     // Rust's parser takes four decimal numbers without leading zeros and nothing else.
     text.parse()

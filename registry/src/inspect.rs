@@ -34,7 +34,7 @@ impl Stored {
 
     /// What `judge` takes, signatures checked; or the column that holds what no permission can.
     pub fn candidate(&self) -> Result<Candidate, &'static str> {
-        self.row.to_candidate(self.roots.as_ref())
+        self.row.to_candidate(None, self.roots.as_ref())
     }
 }
 
@@ -97,7 +97,7 @@ impl Writer {
     /// What the service reads when it is asked that: by the same statement.
     pub async fn facts(&mut self, request: &Request) -> Result<Facts, WriteError> {
         let rows = self.candidates(request).await?;
-        Ok(facts(&rows, self.trust_roots.as_ref()))
+        Ok(facts(request, &rows, self.trust_roots.as_ref()))
     }
 
     /// The rows behind [`Writer::facts`], one by one.

@@ -5,8 +5,8 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use permission::{
-    Candidate, Facts, Id, Identity, Permission, PrincipalKey, Request, Scope, Signer, Spki,
-    Timestamp, TrustRoots, Window,
+    Candidate, Destination, Facts, Id, Identity, Permission, PrincipalKey, Request, Scope, Signer,
+    Spki, Timestamp, TrustRoots, Window,
 };
 use sqlx::PgConnection;
 use tokio::time::{Instant, timeout_at};
@@ -101,7 +101,7 @@ impl Reader {
     /// Reads all that a decision about `request` needs; ends by `deadline`.
     pub async fn facts(&self, request: &Request, deadline: Instant) -> Result<Facts, LookupError> {
         let rows = self.rows(request, deadline).await?;
-        Ok(facts(&rows, self.trust_roots.as_ref()))
+        Ok(facts(request, &rows, self.trust_roots.as_ref()))
     }
 
     /// How many rows [`Reader::facts`] would look at: its query with nothing made of the answer,
@@ -164,15 +164,16 @@ impl Reader {
     }
 }
 
-/// The domain's view of what was read for one request.
-pub(crate) fn facts(rows: &[CandidateRow], roots: Option<&TrustRoots>) -> Facts {
+/// The domain's view of what was read for one request; with it they share their texts, for they are
+/// kept together.
+pub(crate) fn facts(request: &Request, rows: &[CandidateRow], roots: Option<&TrustRoots>) -> Facts {
     // Facts are kept, and there is mostly one: a vector that grows has room for four.
     let mut facts = Facts {
         candidates: Vec::with_capacity(rows.len()),
         unreadable: 0,
     };
     for row in rows {
-        match row.to_candidate(roots) {
+        match row.to_candidate(Some(request), roots) {
             Ok(candidate) => facts.candidates.push(candidate),
             Err(column) => {
                 facts.unreadable += 1;
@@ -202,19 +203,33 @@ fn is_dead(error: &sqlx::Error) -> bool {
 
 impl CandidateRow {
     /// The domain's view of a row, or the column that holds what no permission can hold.
+    ///
+    /// What the row has in common with the request that it was read for is the request's own.
     pub(crate) fn to_candidate(
         &self,
+        read_for: Option<&Request>,
         roots: Option<&TrustRoots>,
     ) -> Result<Candidate, &'static str> {
+        let identity = read_for.map(|request| &request.identity);
+        let identity = identity.filter(|known| known.as_str() == self.subject_identity);
+        let spki = read_for.map(|request| &request.spki);
+        let spki = spki.filter(|known| known.as_der() == self.subject_public_key_spki_der);
+        let destination = Destination::from_normal_form(&self.destination).ok_or("destination")?;
+        let known = read_for.map(|request| &request.destination);
+        let known = known.filter(|known| **known == destination);
         let permission = Permission {
             permission_id: Id::parse(&self.permission_id).map_err(|_| "permission_id")?,
             signing_key_id: Id::parse(&self.signing_key_id).map_err(|_| "signing_key_id")?,
-            subject_identity: Identity::parse(&self.subject_identity)
-                .map_err(|_| "subject_identity")?,
-            subject_spki: Spki::from_der(&self.subject_public_key_spki_der)
-                .map_err(|_| "subject_public_key_spki_der")?,
-            destination: permission::Destination::from_normal_form(&self.destination)
-                .ok_or("destination")?,
+            subject_identity: match identity {
+                Some(known) => known.clone(),
+                None => Identity::parse(&self.subject_identity).map_err(|_| "subject_identity")?,
+            },
+            subject_spki: match spki {
+                Some(known) => known.clone(),
+                None => Spki::from_der(&self.subject_public_key_spki_der)
+                    .map_err(|_| "subject_public_key_spki_der")?,
+            },
+            destination: known.cloned().unwrap_or(destination),
             window: window(self.not_before, self.not_after).ok_or("not_before")?,
         };
         let scopes = (self.scope_not_before.iter().zip(&self.scope_not_after))

@@ -150,6 +150,6 @@ impl Writer {
             .bind(what.key_id.as_ref().map(Id::as_str))
             .fetch_all(&mut self.connection)
             .await?;
-        Ok(facts(&rows, self.trust_roots.as_ref()))
+        Ok(facts(request, &rows, self.trust_roots.as_ref()))
     }
 }

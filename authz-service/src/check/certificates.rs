@@ -4,32 +4,43 @@
 
 use std::sync::Arc;
 
-use moka::sync::Cache as Moka;
 use percent_encoding::percent_decode_str;
 use permission::certificate::MAX_PEM_BYTES;
 use permission::{ExtensionOid, Leaf, Reason};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache as Quick;
 
 /// Most bytes of certificates that are remembered, about: some thousands of them.
 const MAX_BYTES: u64 = 16 * 1024 * 1024;
+/// How many that are; the cache sizes its tables by it.
+const USUAL_NUMBER: usize = 12_000;
 
 /// Reads certificates, and remembers those that could be read by their whole text.
 #[derive(Debug, Clone)]
 pub(super) struct Certificates {
     oid: ExtensionOid,
-    leaves: Moka<String, Arc<Leaf>>,
+    leaves: Arc<Quick<String, Arc<Leaf>, Weight>>,
+}
+
+#[derive(Debug, Clone)]
+struct Weight;
+
+impl Weighter<String, Arc<Leaf>> for Weight {
+    fn weight(&self, encoded: &String, leaf: &Arc<Leaf>) -> u64 {
+        // Its place in the cache, and what the allocator adds to the texts.
+        const LEAF: usize = 250;
+        (encoded.len() + leaf.identity.as_str().len() + leaf.spki.as_der().len() + LEAF) as u64
+    }
 }
 
 impl Certificates {
     /// The identity is taken from the extension `oid`.
     pub(super) fn new(oid: ExtensionOid) -> Self {
-        let leaves = Moka::builder()
-            .weigher(|encoded: &String, _: &Arc<Leaf>| {
-                const LEAF: usize = 600;
-                u32::try_from(encoded.len() + LEAF).unwrap_or(u32::MAX)
-            })
-            .max_capacity(MAX_BYTES)
-            .build();
-        Self { oid, leaves }
+        let leaves = Quick::with_weighter(USUAL_NUMBER, MAX_BYTES, Weight);
+        Self {
+            oid,
+            leaves: Arc::new(leaves),
+        }
     }
 
     /// The leaf in `encoded`, a PEM text in URL encoding.
@@ -86,7 +97,6 @@ mod tests {
             let spelling = format!("{}{}", pem.pem(), "%0A".repeat(60_000 + number));
             certificates.read(&spelling).unwrap();
         }
-        certificates.leaves.run_pending_tasks();
-        assert!(certificates.leaves.weighted_size() <= MAX_BYTES);
+        assert!(certificates.leaves.weight() <= MAX_BYTES);
     }
 }

@@ -53,7 +53,7 @@ impl Default for Policy {
 impl Default for Cache {
     fn default() -> Self {
         Self {
-            max_bytes: 64 * 1024 * 1024,
+            max_bytes: 96 * 1024 * 1024,
             max_unknown: 10_000,
             max_lookups: 256,
             max_age_ms: 60_000,

@@ -69,7 +69,7 @@ fn defaults_are_those_of_the_documentation() {
     assert!(config.server.tls.is_none());
     assert_eq!(config.policy.poll_interval_ms, 200);
     assert_eq!(config.policy.max_staleness_ms, 2000);
-    assert_eq!(config.cache.max_bytes, 64 * 1024 * 1024);
+    assert_eq!(config.cache.max_bytes, 96 * 1024 * 1024);
     assert_eq!(config.cache.max_unknown, 10_000);
     assert_eq!(config.cache.max_lookups, 256);
     assert_eq!(config.cache.max_age_ms, 60_000);

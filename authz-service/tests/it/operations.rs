@@ -8,7 +8,9 @@ use proto::admin::v1::{
     CacheStatsRequest, CacheStatsResponse, CutTunnelsRequest, FreshnessRequest, FreshnessResponse,
     ListTunnelsRequest,
 };
+use testbed::gateway::AGENT;
 use testbed::process::PATIENCE;
+use testbed::rows::Grant;
 use testbed::{Database, Postgres, authz};
 use tonic::Code;
 use tonic::transport::Channel;
@@ -86,7 +88,7 @@ async fn cache_stats_follow_the_checks() {
     assert_eq!((before.unknown_entries, before.unknown_bytes), (0, 0));
     assert_eq!(
         (before.max_bytes, before.max_unknown, before.max_lookups),
-        (64 * 1024 * 1024, 10_000, 256)
+        (96 * 1024 * 1024, 10_000, 256)
     );
     scene.grant().await;
     for _ in 0..3 {
@@ -103,6 +105,30 @@ async fn cache_stats_follow_the_checks() {
     assert_eq!((after.known_entries, after.unknown_entries), (1, 1));
     assert!(after.known_bytes > 0 && after.unknown_bytes > 0);
     assert_eq!(after.lookups, 0);
+}
+
+#[tokio::test]
+async fn what_is_in_memory_is_bounded_in_bytes_and_unknown_requests_in_number() {
+    let scene = Scene::start_with(&[
+        ("AGENT_GATEWAY__CACHE__MAX_BYTES", "8192"),
+        ("AGENT_GATEWAY__CACHE__MAX_UNKNOWN", "20"),
+    ])
+    .await;
+    let mut client = scene.client().await;
+    for port in 1..50 {
+        let destination = format!("docstore:{port}");
+        let grant = Grant::new(AGENT, scene.agent.spki_der(), &destination);
+        scene.principal.grant(&scene.database, &grant).unwrap();
+        for destination in [&destination, &format!("elsewhere:{port}")] {
+            let asked = connect(scene.agent.pem(), destination);
+            client.check(asked).await.unwrap();
+        }
+    }
+    let told = scene.cache_stats().await;
+    assert!((1..17).contains(&told.known_entries), "{told:?}");
+    assert!(told.known_bytes <= 8192, "{told:?}");
+    assert!((1..=20).contains(&told.unknown_entries), "{told:?}");
+    assert!(told.unknown_bytes <= 20 * 1024, "{told:?}");
 }
 
 #[tokio::test]
