@@ -13,7 +13,7 @@ use testbed::{Authz, AuthzOptions, Envoy, EnvoyOptions, TunnelClient};
 use tokio::time::{sleep, timeout};
 
 use super::open_tunnels::{PATIENCE, ends, lives, settings};
-use super::{Scene, assert_denied};
+use super::{Scene, assert_denied, assert_undecided};
 
 const POLL: Duration = Duration::from_millis(10);
 
@@ -67,6 +67,17 @@ impl Pair {
         }
         assert_eq!(self.held().await, (count / 2, count / 2));
         tunnels
+    }
+
+    /// Waits until Envoy takes so many replicas for healthy.
+    async fn are_healthy(&self, count: u64) {
+        let healthy = "cluster.authorization.membership_healthy";
+        let noticed = async {
+            while self.scene.gateway.envoy.stat(healthy).await.unwrap() != count {
+                sleep(POLL).await;
+            }
+        };
+        timeout(PATIENCE, noticed).await.unwrap();
     }
 
     /// How many tunnels each replica holds.
@@ -169,6 +180,28 @@ async fn a_replica_is_rolled_while_tunnels_run() {
     for tunnel in &mut living {
         assert!(lives(tunnel).await);
     }
+}
+
+#[tokio::test]
+async fn a_replica_that_hangs_is_asked_nothing_while_the_other_is_well() {
+    let mut pair = Pair::granted().await;
+    let client = pair.scene.client().await;
+    pair.second.process().pause().unwrap();
+    pair.are_healthy(1).await;
+    for _ in 0..6 {
+        drop(open(&client, &pair.scene.destination).await);
+    }
+    // Where none is well they are asked all the same, and nothing comes of it.
+    pair.scene.gateway.authz.process().pause().unwrap();
+    pair.are_healthy(0).await;
+    let unasked = client.open(&pair.scene.destination).await.unwrap();
+    assert_undecided(&unasked, 503, "registry_unavailable");
+
+    pair.second.process().resume().unwrap();
+    pair.scene.gateway.authz.process().resume().unwrap();
+    pair.are_healthy(2).await;
+    pair.settle().await;
+    drop(open(&client, &pair.scene.destination).await);
 }
 
 /// Opens one tunnel after another, none of which may be refused; returns how many.
