@@ -303,6 +303,12 @@ impl Config {
                 return Err(ConfigError::OutOfRange { key, max });
             }
         }
+        if self.cache.max_age_ms < self.policy.query_timeout_ms {
+            return Err(ConfigError::TooShort {
+                key: "cache.max_age_ms",
+                than: "policy.query_timeout_ms",
+            });
+        }
         Ok(())
     }
 

@@ -74,6 +74,14 @@ pub enum ConfigError {
         /// The largest value.
         max: u64,
     },
+    /// Shorter than what it waits for.
+    #[error("{key} must not be shorter than {than}")]
+    TooShort {
+        /// Which key.
+        key: &'static str,
+        /// What it is measured by.
+        than: &'static str,
+    },
 }
 
 /// Why an entry of `policy.trust_roots` is no root's public key.
@@ -121,6 +129,9 @@ impl ConfigError {
                 "give each root's public key once, as `agent-gateway-registry root show` prints it"
             }
             Self::RegistryId(_) => "take it as `agent-gateway-registry root show` prints it",
+            Self::TooShort { .. } => {
+                "what is too old by the time it was read would be read again and again"
+            }
             Self::OutOfRange { .. } => "config.example.toml shows the default",
         }
     }

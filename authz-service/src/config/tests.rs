@@ -106,6 +106,17 @@ fn the_environment_wins_over_the_file_and_the_file_over_the_default() {
 }
 
 #[test]
+fn a_permission_that_would_be_too_old_when_it_was_read_is_refused() {
+    let error = load("[cache]\nmax_age_ms = 499", &[]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "cache.max_age_ms must not be shorter than policy.query_timeout_ms"
+    );
+    assert!(!error.hint().is_empty());
+    assert!(load("[cache]\nmax_age_ms = 500", &[]).is_ok());
+}
+
+#[test]
 fn lists_can_stand_in_the_environment() {
     let config = load(
         "",

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
@@ -177,7 +178,7 @@ async fn no_secret_is_traced_or_logged_however_much_is() {
         ("AGENT_GATEWAY__OBSERVABILITY__OTLP_ENDPOINT", &*endpoint),
         ("AGENT_GATEWAY__OBSERVABILITY__LOG_LEVEL", "trace"),
         // Nothing tells the service that a table was renamed.
-        ("AGENT_GATEWAY__CACHE__MAX_AGE_MS", "1"),
+        ("AGENT_GATEWAY__CACHE__MAX_AGE_MS", "500"),
     ];
     let mut scene = Scene::start_at(database, &environment, |database| {
         database.url_as(&role, "planted-password").unwrap()
@@ -198,6 +199,7 @@ async fn no_secret_is_traced_or_logged_however_much_is() {
         .database
         .execute("ALTER TABLE permission_registry RENAME TO gone")
         .unwrap();
+    tokio::time::sleep(Duration::from_millis(600)).await;
     let answer = client.check(request).await.unwrap().into_inner();
     assert_eq!(verdict(&answer), (503, "registry_unavailable"));
     assert_eq!(scene.authz.stop().unwrap().code(), Some(0));
