@@ -115,7 +115,7 @@ async fn ready(State(probes): State<Probes>) -> (StatusCode, &'static str) {
     });
     let is_ready = is_ready.await.unwrap_or(false);
     // And its changes are followed, without which nothing would be allowed.
-    if is_ready && probes.freshness.confirm(BootTime::now(), deadline).await {
+    if is_ready && probes.point.cache.confirm(deadline).await.is_ok() {
         (StatusCode::OK, "ready\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "registry_unavailable\n")

@@ -43,6 +43,11 @@ pub enum Unavailable {
     /// The registry has not confirmed in time that nothing changed.
     #[error("registry did not confirm that its permissions are unchanged")]
     Unconfirmed,
+    /// The registry's standby that is read doesn't know lately enough what its primary knows.
+    #[error(
+        "the standby's last transaction is {0:?} old: it is behind, or its primary has no heartbeat"
+    )]
+    Behind(Duration),
     /// The registry can't be read.
     #[error(transparent)]
     Lookup(Arc<LookupError>),
@@ -168,11 +173,24 @@ impl Cache {
         request: &Request,
         deadline: Instant,
     ) -> Result<Arc<Entry>, Unavailable> {
-        let freshness = &self.0.freshness;
-        if !self.is_confirmed() && !freshness.confirm(BootTime::now(), deadline).await {
-            return Err(Unavailable::Unconfirmed);
+        if !self.is_confirmed() {
+            self.confirm(deadline).await?;
         }
         self.confirmed_facts(request, deadline).await
+    }
+
+    /// Has the registry confirm now that all its changes are known.
+    pub async fn confirm(&self, deadline: Instant) -> Result<(), Unavailable> {
+        let freshness = &self.0.freshness;
+        if !freshness.confirm(BootTime::now(), deadline).await {
+            return Err(Unavailable::Unconfirmed);
+        }
+        if self.is_confirmed() {
+            return Ok(());
+        }
+        let known = freshness.confirmed();
+        let age = known.map(|known| BootTime::now().since(known));
+        Err(Unavailable::Behind(age.unwrap_or(Duration::MAX)))
     }
 
     /// As [`Cache::facts`], for a caller who has had the registry's confirmation.

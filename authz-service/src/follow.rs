@@ -6,6 +6,7 @@ use std::time::Duration;
 use registry::{Batch, Feed, Wakeups, Why};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
+use crate::check::now;
 use crate::freshness::{BootTime, Freshness};
 
 /// How the feed is read.
@@ -23,6 +24,8 @@ const READ_SPACING: Duration = Duration::from_millis(1);
 const PRUNE_INTERVAL: Duration = Duration::from_mins(1);
 /// How soon there is the next part of it: each takes a moment, and the feed isn't read meanwhile.
 const PRUNE_PAUSE: Duration = Duration::from_secs(1);
+/// How often a primary's standbys are sent a transaction.
+const HEARTBEAT: Duration = Duration::from_millis(500);
 /// How soon listening is tried again where it failed.
 const LISTEN_RETRY: Duration = Duration::from_secs(5);
 
@@ -31,22 +34,22 @@ pub async fn follow(mut feed: Feed, freshness: Arc<Freshness>, options: FollowOp
     let mut poll = interval(options.poll_interval);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut prune_at = Instant::now() + PRUNE_INTERVAL;
-    let mut failing = false;
+    let (mut failing, mut beat_at) = (false, Instant::now());
     loop {
         tokio::select! {
             _ = poll.tick() => {}
             () = freshness.wanted() => {}
         }
         let (began, started) = (BootTime::now(), Instant::now());
-        match feed.read(started + options.read_timeout).await {
-            Ok(batch) => {
+        match feed.read(started + options.read_timeout, now()).await {
+            Ok(read) => {
                 if failing {
                     tracing::info!("the registry's changes are followed again");
                 }
                 failing = false;
-                report(&batch);
+                report(&read.batch);
                 freshness.note(feed.progress());
-                freshness.apply(&batch, began);
+                freshness.apply(&read, began);
             }
             Err(error) => {
                 if !failing {
@@ -54,6 +57,12 @@ pub async fn follow(mut feed: Feed, freshness: Arc<Freshness>, options: FollowOp
                 }
                 failing = true;
             }
+        }
+        if Instant::now() >= beat_at {
+            if let Err(error) = feed.beat(Instant::now() + options.read_timeout).await {
+                tracing::warn!(%error, "the registry's standbys can't be sent a heartbeat");
+            }
+            beat_at = Instant::now() + HEARTBEAT;
         }
         if Instant::now() >= prune_at {
             let pruned = feed.prune(Instant::now() + options.read_timeout).await;

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use permission::Request;
-use registry::{Batch, Change, Progress};
+use registry::{Batch, Change, Progress, Read};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, timeout_at};
 
@@ -33,6 +33,12 @@ impl BootTime {
         let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
         let nanos = u32::try_from(now.tv_nsec).unwrap_or(0);
         Self(Duration::new(seconds, nanos))
+    }
+
+    /// This long before; not before the clock began.
+    #[must_use]
+    pub fn before(self, earlier: Duration) -> Self {
+        Self(self.0.saturating_sub(earlier))
     }
 
     /// How long ago `earlier` was.
@@ -59,14 +65,23 @@ pub struct Freshness {
     floor: AtomicU64,
     /// The number of changes applied.
     generation: AtomicU64,
-    /// Everything committed before this moment is applied; `None` before the first read.
-    confirmed: watch::Sender<Option<BootTime>>,
+    /// What the last read told; `None` before the first.
+    confirmed: watch::Sender<Option<Confirmed>>,
     /// Where the last confirmation came from. Locked only to copy.
     progress: Mutex<Option<Progress>>,
     /// Asks the feed's task to read now.
     wanted: Notify,
     /// Who waits for which tag. Locked only to add, remove or wake.
     watchers: Mutex<Watchers>,
+}
+
+/// A read of the feed that was applied.
+#[derive(Debug, Clone, Copy)]
+struct Confirmed {
+    /// When it began.
+    read: BootTime,
+    /// Everything committed before this moment was in it; a standby may be behind.
+    known: BootTime,
 }
 
 #[derive(Debug, Default)]
@@ -141,8 +156,8 @@ impl Freshness {
         Tag(hash as usize % SLOTS)
     }
 
-    /// Applies what a read of the feed found; the read began at `began`.
-    pub fn apply(&self, batch: &Batch, began: BootTime) {
+    /// Applies what a read of the feed found that began at `began`.
+    pub fn apply(&self, Read { batch, age }: &Read, began: BootTime) {
         // Slots first, then the generation: a stamp of the new generation is only given out when
         // a load that takes it will see the changes, and then the confirmation.
         let next = self.generation.load(Ordering::SeqCst) + 1;
@@ -158,7 +173,10 @@ impl Freshness {
             }
         }
         self.generation.store(next, Ordering::SeqCst);
-        self.confirmed.send_replace(Some(began));
+        self.confirmed.send_replace(Some(Confirmed {
+            read: began,
+            known: began.before(*age),
+        }));
         self.wake(batch);
     }
 
@@ -230,13 +248,15 @@ impl Freshness {
 
     /// The moment up to which every change is known.
     pub fn confirmed(&self) -> Option<BootTime> {
-        *self.confirmed.borrow()
+        self.confirmed.borrow().map(|confirmed| confirmed.known)
     }
 
-    /// Waits until every change up to `moment` is known; false if that isn't so by `deadline`.
+    /// Waits until all that the database knew at `moment` is known here; false if that isn't so by
+    /// `deadline`. A standby may not have known all: see [`Freshness::confirmed`].
     pub async fn confirm(&self, moment: BootTime, deadline: Instant) -> bool {
         let mut confirmed = self.confirmed.subscribe();
-        let reached = |known: &Option<BootTime>| known.is_some_and(|known| known >= moment);
+        let reached =
+            |last: &Option<Confirmed>| last.is_some_and(|confirmed| confirmed.read >= moment);
         if reached(&confirmed.borrow_and_update()) {
             return true;
         }
@@ -297,12 +317,20 @@ mod tests {
         }
     }
 
-    fn changed(request: &Request) -> Batch {
-        Batch::Changes(vec![Change::Permission {
+    /// As a primary tells it.
+    fn read(batch: Batch) -> Read {
+        Read {
+            batch,
+            age: Duration::ZERO,
+        }
+    }
+
+    fn changed(request: &Request) -> Read {
+        read(Batch::Changes(vec![Change::Permission {
             identity: request.identity.to_string(),
             spki: request.spki.as_der().to_vec(),
             destination: request.destination.to_string(),
-        }])
+        }]))
     }
 
     #[test]
@@ -324,7 +352,7 @@ mod tests {
             freshness.request_tag(&request("a")),
             freshness.signing_key_tag("org-alice"),
         ];
-        let key = |id: &str| Batch::Changes(vec![Change::SigningKey(id.to_owned())]);
+        let key = |id: &str| read(Batch::Changes(vec![Change::SigningKey(id.to_owned())]));
         freshness.apply(&key("org-bob"), BootTime::now());
         assert!(freshness.is_current(before, &tags));
         freshness.apply(&key("org-alice"), BootTime::now());
@@ -335,7 +363,7 @@ mod tests {
     fn everything_makes_everything_stale() {
         let freshness = Freshness::default();
         let before = freshness.stamp();
-        freshness.apply(&Batch::Everything(Why::First), BootTime::now());
+        freshness.apply(&read(Batch::Everything(Why::First)), BootTime::now());
         assert!(!freshness.is_current(before, &[]));
         assert!(freshness.is_current(freshness.stamp(), &[]));
     }
@@ -351,10 +379,25 @@ mod tests {
             .await
             .unwrap();
         let earlier = BootTime(moment.0.checked_sub(Duration::from_nanos(1)).unwrap());
-        freshness.apply(&Batch::Changes(Vec::new()), earlier);
+        freshness.apply(&read(Batch::Changes(Vec::new())), earlier);
         assert!(!freshness.confirm(moment, soon()).await);
-        freshness.apply(&Batch::Changes(Vec::new()), moment);
+        freshness.apply(&read(Batch::Changes(Vec::new())), moment);
         assert!(freshness.confirm(moment, soon()).await);
+    }
+
+    #[tokio::test]
+    async fn what_a_standby_tells_is_known_up_to_its_age() {
+        let freshness = Freshness::default();
+        let (moment, age) = (BootTime::now(), Duration::from_millis(7));
+        let behind = Read {
+            age,
+            ..read(Batch::Everything(Why::First))
+        };
+        freshness.apply(&behind, moment);
+        let soon = Instant::now() + Duration::from_millis(50);
+        assert!(freshness.confirm(moment, soon).await);
+        assert_eq!(freshness.confirmed(), Some(moment.before(age)));
+        assert_eq!(moment.since(moment.before(age)), age);
     }
 
     #[tokio::test]
@@ -368,7 +411,7 @@ mod tests {
         freshness.apply(&changed(&touched), BootTime::now());
         assert!(woken().await.is_ok());
         assert!(woken().await.is_err());
-        freshness.apply(&Batch::Everything(Why::Pruned), BootTime::now());
+        freshness.apply(&read(Batch::Everything(Why::Pruned)), BootTime::now());
         assert!(woken().await.is_ok());
         drop(watch);
         assert!(freshness.watchers().by_tag.is_empty());

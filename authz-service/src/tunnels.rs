@@ -185,7 +185,7 @@ impl Tunnels {
         outbound: &mpsc::Sender<Result<ProcessingResponse, Status>>,
         deadline: Instant,
     ) -> Option<Cut> {
-        if !self.freshness.confirm(BootTime::now(), deadline).await {
+        if self.cache.confirm(deadline).await.is_err() {
             return Some(Cut::Denied(Reason::RegistryUnavailable));
         }
         let mut grounds = match self.grounds(opened, place, deadline).await {

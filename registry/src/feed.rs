@@ -6,18 +6,22 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use permission::Timestamp;
 use sqlx::postgres::{PgConnectOptions, PgListener, PgPoolOptions};
 use sqlx::{ConnectOptions as _, Executor as _, PgConnection};
 use tokio::time::{Instant, timeout_at};
 
 use crate::connection::{OpenError, Reader, connect_options};
 use crate::lookup::LookupError;
-use crate::server::{Followed, Server};
+use crate::server::{Followed, Replayed, Server};
 
 /// More changes than this at once, and the reader starts afresh: forgetting everything costs less.
 const MAX_CHANGES: usize = 10_000;
 /// Most handled transactions remembered above a snapshot's xmin, which one long write holds back.
 const MAX_HANDLED: usize = 100_000;
+/// For so long nothing is confirmed after a standby had a transaction from the future: while it lags
+/// behind as far as its primary's clock is ahead, it would look fresh.
+const CLOCK_DISTRUST: Duration = Duration::from_mins(1);
 
 /// One change.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -33,6 +37,16 @@ pub enum Change {
     },
     /// A signing key, or one of its scopes.
     SigningKey(String),
+}
+
+/// One read of the feed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Read {
+    /// What it found.
+    pub batch: Batch,
+    /// How long before the read began everything that was committed is known to be in it: none at a
+    /// primary, and at a standby how far that is behind.
+    pub age: Duration,
 }
 
 /// What one read found.
@@ -79,6 +93,8 @@ pub struct Feed {
     position: Option<Position>,
     /// Told where this reads.
     followed: Followed,
+    /// Until when no standby is believed, for a clock was wrong, and by how much.
+    distrusted: Option<(Instant, Duration)>,
 }
 
 /// How far the feed was read.
@@ -100,6 +116,8 @@ pub struct Progress {
     pub system: String,
     /// Its timeline.
     pub timeline: i32,
+    /// Whether it is a standby.
+    pub standby: bool,
     /// All changes of transactions below this one are handled.
     pub xmin: u64,
     /// The number of the last change handled.
@@ -126,10 +144,14 @@ struct FeedRow {
 /// In the order of the index on xid: by seq alone, a planner that knows nothing of the values (the
 /// table not analyzed yet, a generic plan) walks through all changes that were ever handled.
 const SELECT_CHANGES: &str = "
-SELECT s.standby, s.xmin, s.system, s.timeline, s.pruned, s.last_is_there, c.seq, c.xid::text AS xid, c.subject_identity, c.destination,
+SELECT s.standby, s.standby_started, s.xmin, s.system, s.timeline, s.pruned, s.last_is_there,
+       c.seq, c.xid::text AS xid, c.subject_identity, c.destination,
        c.subject_public_key_spki_der, c.signing_key_id
 FROM (
     SELECT pg_is_in_recovery() AS standby,
+           CASE WHEN pg_is_in_recovery() THEN
+               (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::int8
+           END AS standby_started,
            pg_snapshot_xmin(pg_current_snapshot())::text AS xmin,
            (SELECT system_identifier::text FROM pg_control_system()) AS system,
            (SELECT timeline_id FROM pg_control_checkpoint()) AS timeline,
@@ -154,6 +176,7 @@ impl Feed {
             connection: None,
             position: None,
             followed: Followed::default(),
+            distrusted: None,
         })
     }
 
@@ -165,15 +188,17 @@ impl Feed {
         self
     }
 
-    /// Reads what is new; ends by `deadline`.
+    /// Reads what is new; ends by `deadline`. It is `now`, by which a standby's age is told.
     ///
     /// After an error the next read is of everything, and says whether it is still the same
     /// database.
-    pub async fn read(&mut self, deadline: Instant) -> Result<Batch, LookupError> {
+    pub async fn read(&mut self, deadline: Instant, now: Timestamp) -> Result<Read, LookupError> {
         // Taken, so that a connection that was given up on, with an answer still to come, is gone.
         let taken = self.connection.take();
         let before = self.position.as_ref();
         let reconnects = taken.is_none();
+        let at_standby = before.is_some_and(|position| position.server.standby);
+        let distrusted = self.distrusted.filter(|(until, _)| Instant::now() < *until);
         let read = timeout_at(deadline, async {
             let mut connection = match taken {
                 Some(connection) => connection,
@@ -181,8 +206,23 @@ impl Feed {
             };
             // One by one only on a connection that was there before: else the database may be
             // another one, and what made the last read take too long would do so for ever.
+            // Asked first, for what is replayed in between would count as seen.
+            let replayed = if at_standby || reconnects {
+                Some(Replayed::by(&mut connection).await?)
+            } else {
+                None
+            };
             let rows = select(&mut connection, before, !reconnects).await?;
             let (mut position, mut batch) = advance(before, &rows)?;
+            let age = match replayed {
+                Some(replayed) => replayed.age(&position.server, now)?,
+                // A primary can't have become a standby under its connections.
+                None if position.server.standby => return Err(strange()),
+                None => Duration::ZERO,
+            };
+            if let Some((_, ahead)) = distrusted.filter(|_| position.server.standby) {
+                return Err(LookupError::ClockAhead(ahead));
+            }
             if reconnects && matches!(batch, Batch::Changes(_)) {
                 batch = Batch::Everything(Why::Reconnected);
             }
@@ -194,15 +234,20 @@ impl Feed {
                 // All of it is forgotten now, so all that is there now is handled.
                 position.skip_to_end(&mut connection).await?;
             }
-            Ok::<_, LookupError>((connection, position, batch))
+            Ok::<_, LookupError>((connection, position, Read { batch, age }))
         });
         match read.await {
-            Ok(Ok((connection, position, batch))) => {
+            Ok(Ok((connection, position, read))) => {
                 self.connection = Some(connection);
                 self.position = Some(position);
-                Ok(batch)
+                Ok(read)
             }
-            Ok(Err(error)) => Err(error),
+            Ok(Err(error)) => {
+                if let (LookupError::ClockAhead(ahead), None) = (&error, distrusted) {
+                    self.distrusted = Some((Instant::now() + CLOCK_DISTRUST, *ahead));
+                }
+                Err(error)
+            }
             Err(_) => Err(LookupError::TimedOut),
         }
     }
@@ -212,6 +257,7 @@ impl Feed {
         self.position.as_ref().map(|position| Progress {
             system: position.server.system.clone(),
             timeline: position.server.timeline,
+            standby: position.server.standby,
             xmin: position.xmin,
             last_change: position.last.map(|(seq, _)| seq),
         })
@@ -224,6 +270,27 @@ impl Feed {
         let limits = format!("SET statement_timeout = {millis}; SET lock_timeout = {millis}");
         connection.execute(sqlx::AssertSqlSafe(limits)).await?;
         Ok(connection)
+    }
+
+    /// Commits a transaction where a primary has standbys, so that services there can tell how old
+    /// what they read is; ends by `deadline`.
+    pub async fn beat(&mut self, deadline: Instant) -> Result<(), LookupError> {
+        if self
+            .position
+            .as_ref()
+            .is_none_or(|read| read.server.standby)
+        {
+            return Ok(());
+        }
+        let Some(mut connection) = self.connection.take() else {
+            return Ok(());
+        };
+        let beat = sqlx::query("SELECT agent_gateway_heartbeat()").execute(&mut connection);
+        timeout_at(deadline, beat)
+            .await
+            .map_err(|_| LookupError::TimedOut)??;
+        self.connection = Some(connection);
+        Ok(())
     }
 
     /// Forgets some old changes, where this server may write; ends by `deadline`. Whether there may be
@@ -301,9 +368,6 @@ fn strange() -> LookupError {
 /// Turns what was read into a batch and the position after it.
 fn advance(before: Option<&Position>, rows: &[FeedRow]) -> Result<(Position, Batch), LookupError> {
     let first = rows.first().ok_or_else(strange)?;
-    if first.server.standby {
-        return Err(LookupError::Standby);
-    }
     let mut after = Position {
         server: first.server.clone(),
         xmin: number(&first.xmin)?,

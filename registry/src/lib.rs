@@ -20,7 +20,7 @@ mod server;
 mod writer;
 
 pub use connection::{OpenError, Options, Reader};
-pub use feed::{Batch, Change, Feed, Progress, Wakeups, Why};
+pub use feed::{Batch, Change, Feed, Progress, Read, Wakeups, Why};
 pub use health::{Ending, Rights};
 pub use import::{Added, Import, SignedRow};
 pub use inspect::Stored;

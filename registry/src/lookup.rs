@@ -19,9 +19,14 @@ pub enum LookupError {
     /// No free connection, or no answer, in time.
     #[error("registry did not answer in time")]
     TimedOut,
-    /// A standby can't know what it has not replayed yet, so it confirms nothing.
-    #[error("the database is a standby: its changes can't be followed")]
-    Standby,
+    /// A standby that was just started can't tell how old its data is.
+    #[error("the standby has replayed no transaction yet: its primary must have a heartbeat")]
+    NothingReplayed,
+    /// How old a standby's data is is told by two clocks, so both must be right.
+    #[error(
+        "the standby has a transaction from {0:?} in the future: a clock is wrong, here or at its primary"
+    )]
+    ClockAhead(Duration),
     /// The connection or the query failed.
     #[error("registry can't be read: {0}")]
     Failed(#[from] sqlx::Error),

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::connection::{OpenError, connect_options};
 
 /// The migrations, in order; the n-th brings a database to version n. Files are append-only.
-const MIGRATIONS: [(&str, &str); 4] = [
+const MIGRATIONS: [(&str, &str); 5] = [
     (
         "0001_signed_authorization_registry.sql",
         include_str!("../../migrations/0001_signed_authorization_registry.sql"),
@@ -25,6 +25,10 @@ const MIGRATIONS: [(&str, &str); 4] = [
     (
         "0004_relay_nonces.sql",
         include_str!("../../migrations/0004_relay_nonces.sql"),
+    ),
+    (
+        "0005_heartbeat.sql",
+        include_str!("../../migrations/0005_heartbeat.sql"),
     ),
 ];
 

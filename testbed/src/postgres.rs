@@ -33,6 +33,31 @@ impl Postgres {
         blocking(Postgres::start_now).await
     }
 
+    /// Makes a streaming standby of this server, which has all that is there now.
+    pub async fn standby(&self) -> Result<Postgres> {
+        let primary = self.port;
+        blocking(move || {
+            let folder = crate::scratch::folder("standby")?;
+            let mut copy = Command::new(script());
+            copy.arg("standby")
+                .arg(folder.path())
+                .arg(primary.to_string());
+            process::output(&mut copy)?;
+            let port = crate::free_port()?;
+            Ok(Postgres {
+                process: run(folder.path(), port)?,
+                port,
+                folder,
+            })
+        })
+        .await
+    }
+
+    /// Runs SQL statements in one of its databases, as superuser.
+    pub fn execute(&self, database: &str, sql: &str) -> Result<()> {
+        psql(&self.url(database), sql).map(drop)
+    }
+
     /// The connection URL of one of its databases, as superuser.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://postgres@127.0.0.1:{}/{database}", self.port)
@@ -312,7 +337,8 @@ fn run(folder: &Path, port: u16) -> Result<Process> {
     // It listens before it has finished recovery, so ask it something.
     let deadline = Instant::now() + PATIENCE;
     let url = format!("postgres://postgres@127.0.0.1:{port}/postgres");
-    process.wait_for_log("database system is ready to accept connections")?;
+    // A standby takes "read-only connections".
+    process.wait_for_log("database system is ready to accept")?;
     while let Err(error) = psql(&url, "SELECT 1") {
         if Instant::now() >= deadline {
             return Err(error.context(process.log()));

@@ -85,6 +85,7 @@ impl OperationsService for Operations {
         if let Some(progress) = self.freshness.progress() {
             answer.system_identifier = progress.system;
             answer.timeline = progress.timeline;
+            answer.standby = progress.standby;
             answer.handled_below_xid = progress.xmin;
             answer.last_change = progress.last_change;
         }

@@ -71,8 +71,8 @@ impl Memory {
     /// Reads the feed once.
     async fn follow(&mut self) {
         let began = BootTime::now();
-        let batch = self.feed.read(soon()).await.unwrap();
-        self.freshness.apply(&batch, began);
+        let read = self.feed.read(soon(), now()).await.unwrap();
+        self.freshness.apply(&read, began);
     }
 
     async fn outcome(&self) -> Result<Option<Reason>, Unavailable> {
@@ -87,14 +87,17 @@ async fn outcome(
     deadline: Instant,
 ) -> Result<Option<Reason>, Unavailable> {
     let entry = cache.facts(request, deadline).await?;
-    let now = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap();
-    let now = Timestamp::from_unix_micros(i64::try_from(now.as_micros()).unwrap()).unwrap();
-    Ok(match decide(&entry.facts, request, now) {
+    Ok(match decide(&entry.facts, request, now()) {
         Decision::Allow(_) => None,
         Decision::Deny(reason) => Some(reason),
     })
+}
+
+fn now() -> Timestamp {
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap();
+    Timestamp::from_unix_micros(i64::try_from(now.as_micros()).unwrap()).unwrap()
 }
 
 fn soon() -> Instant {

@@ -5,7 +5,7 @@ use sqlx::{Connection as _, Executor as _, PgConnection};
 use testbed::rows::Principal;
 use testbed::{Database, Postgres};
 
-use super::{agent_spki, grant, migrated, soon};
+use super::{agent_spki, grant, migrated, read, soon};
 
 /// Longer than any read here takes.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
@@ -14,7 +14,7 @@ const PATIENCE: std::time::Duration = std::time::Duration::from_secs(20);
 async fn feed(database: &Database) -> Feed {
     let mut feed = Feed::new(&database.url(), PATIENCE).unwrap();
     assert_eq!(
-        feed.read(soon()).await.unwrap(),
+        read(&mut feed).await.unwrap(),
         Batch::Everything(Why::First)
     );
     // Other tests' open transactions hold the server's xmin back: what is above is told again.
@@ -23,7 +23,7 @@ async fn feed(database: &Database) -> Feed {
 }
 
 async fn changes(feed: &mut Feed) -> Vec<Change> {
-    match feed.read(soon()).await.unwrap() {
+    match read(feed).await.unwrap() {
         Batch::Changes(changes) => changes,
         Batch::Everything(why) => panic!("everything: {why}"),
     }
@@ -123,7 +123,7 @@ async fn each_kind_of_write_names_what_it_touches() {
             .execute(&format!("TRUNCATE {table} CASCADE"))
             .unwrap();
         assert_eq!(
-            feed.read(soon()).await.unwrap(),
+            read(&mut feed).await.unwrap(),
             Batch::Everything(Why::Truncated),
             "{table}"
         );
@@ -253,7 +253,7 @@ async fn a_reader_that_fell_behind_the_pruned_point_is_told_so() {
         "the reader that was up to date lost nothing"
     );
     assert_eq!(
-        idle.read(soon()).await.unwrap(),
+        read(&mut idle).await.unwrap(),
         Batch::Everything(Why::Pruned)
     );
 }
@@ -263,7 +263,7 @@ async fn more_than_is_worth_following_is_everything() {
     let (database, mut feed) = granted().await;
     flood(&database);
     assert_eq!(
-        feed.read(soon()).await.unwrap(),
+        read(&mut feed).await.unwrap(),
         Batch::Everything(Why::TooMany)
     );
     assert_eq!(changes(&mut feed).await, []);
@@ -305,7 +305,7 @@ async fn an_older_copy_of_the_database_is_noticed() {
     // As if the last change had never been.
     database.execute("DELETE FROM registry_changes").unwrap();
     assert_eq!(
-        feed.read(soon()).await.unwrap(),
+        read(&mut feed).await.unwrap(),
         Batch::Everything(Why::OtherHistory)
     );
 }
@@ -322,10 +322,10 @@ async fn a_read_that_fails_is_made_up_for_by_the_next() {
         .execute("UPDATE permission_registry SET revoked_at = now()")
         .unwrap();
     server.stop().unwrap();
-    assert!(feed.read(soon()).await.is_err());
+    assert!(read(&mut feed).await.is_err());
     server.start_again().await.unwrap();
     assert_eq!(
-        feed.read(soon()).await.unwrap(),
+        read(&mut feed).await.unwrap(),
         Batch::Everything(Why::Reconnected)
     );
     assert_eq!(changes(&mut feed).await, []);
@@ -340,9 +340,9 @@ async fn a_connection_that_is_lost_means_that_anything_may_have_changed() {
              WHERE datname = current_database() AND pid <> pg_backend_pid()",
         )
         .unwrap();
-    assert!(feed.read(soon()).await.is_err());
+    assert!(read(&mut feed).await.is_err());
     assert_eq!(
-        feed.read(soon()).await.unwrap(),
+        read(&mut feed).await.unwrap(),
         Batch::Everything(Why::Reconnected)
     );
 }
@@ -357,7 +357,7 @@ async fn a_flood_beside_a_long_open_write_is_everything_once() {
         .unwrap();
     flood(&database);
     assert_eq!(
-        feed.read(soon()).await.unwrap(),
+        read(&mut feed).await.unwrap(),
         Batch::Everything(Why::TooMany)
     );
     assert_eq!(changes(&mut feed).await, []);
@@ -385,7 +385,7 @@ async fn the_services_role_can_follow_and_prune_but_not_forge() {
     database.execute(login).unwrap();
     let url = database.url_as("feed_reader", "x").unwrap();
     let mut feed = Feed::new(&url, PATIENCE).unwrap();
-    feed.read(soon()).await.unwrap();
+    read(&mut feed).await.unwrap();
     feed.prune(soon()).await.unwrap();
     assert!(Wakeups::listen(&url).await.is_ok());
     let mut reader = PgConnection::connect(&url).await.unwrap();

@@ -18,7 +18,7 @@ mod writer;
 use std::time::Duration;
 
 use permission::{Identity, Request, Spki, Timestamp};
-use registry::{Options, Reader};
+use registry::{Batch, Feed, LookupError, Options, Reader};
 use testbed::rows::{Grant, Principal};
 use testbed::{Database, database};
 use tokio::time::Instant;
@@ -32,6 +32,12 @@ fn options(url: &str) -> Options {
         query_timeout: Duration::from_secs(5),
         trust_roots: None,
     }
+}
+
+/// What a read of the feed finds.
+async fn read(feed: &mut Feed) -> Result<Batch, LookupError> {
+    let read = feed.read(soon(), now()).await?;
+    Ok(read.batch)
 }
 
 fn soon() -> Instant {

@@ -25,6 +25,7 @@ mod replicas;
 mod root_of_trust;
 mod service_listener;
 mod signed_rows;
+mod standby;
 mod through_the_sidecar;
 mod unheard_changes;
 mod wire;
