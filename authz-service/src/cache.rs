@@ -5,16 +5,20 @@
 //! lately that nothing else changed.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::FutureExt as _;
-use futures::future::{BoxFuture, Shared};
+use futures::future::{BoxFuture, FusedFuture as _, Shared};
 use permission::{Candidate, Facts, Host, Request};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as Quick;
 use registry::{LookupError, Reader};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::freshness::{BootTime, Freshness, Stamp, Tag};
@@ -70,7 +74,15 @@ pub struct Entry {
 /// that changes faster than it can be read is not decided about.
 const TRIES: usize = 4;
 
-type Load = Shared<BoxFuture<'static, Result<Arc<Entry>, Unavailable>>>;
+type Loaded = Result<Arc<Entry>, Unavailable>;
+
+/// A load that is under way.
+#[derive(Debug, Clone)]
+struct Load {
+    entry: Shared<BoxFuture<'static, Loaded>>,
+    /// Whether it goes on without anybody waiting for it.
+    has_task: Arc<AtomicBool>,
+}
 
 /// Facts by request.
 #[derive(Debug, Clone)]
@@ -233,11 +245,11 @@ impl Cache {
     }
 
     /// The load of `request` that is under way, or a new one.
-    fn join_load(&self, request: &Request) -> Result<Load, Unavailable> {
+    fn join_load(&self, request: &Request) -> Result<Waiting, Unavailable> {
         let inner = &self.0;
         let mut loading = inner.loading.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(load) = loading.get(request) {
-            return Ok(load.clone());
+            return Ok(Waiting(load.clone()));
         }
         if inner.loads.load(Ordering::Relaxed) >= inner.options.max_lookups {
             return Err(Unavailable::Overloaded);
@@ -247,17 +259,43 @@ impl Cache {
             inner: Arc::clone(inner),
             request: request.clone(),
         };
-        // A task of its own: it ends whether or not those who wait for it give up. Spawned when it
-        // is first waited for, after the lock is let go: a runtime that shuts down drops what is
-        // spawned at once, and with it takes the lock.
-        let load = async move {
-            let task = tokio::spawn(async move { under_way.inner.load(&under_way.request).await });
+        let load = async move { under_way.inner.load(&under_way.request).await };
+        // A panic must not stay behind for whoever asks next.
+        let entry = AssertUnwindSafe(load).catch_unwind().map(|ended| {
             let lost = || Unavailable::Lookup(Arc::new(LookupError::TimedOut));
-            task.await.unwrap_or_else(|_| Err(lost()))
+            ended.unwrap_or_else(|_| Err(lost()))
+        });
+        let load = Load {
+            entry: entry.boxed().shared(),
+            has_task: Arc::default(),
         };
-        let load = load.boxed().shared();
         loading.insert(request.clone(), load.clone());
-        Ok(load)
+        Ok(Waiting(load))
+    }
+}
+
+/// Waits for a load, and does its work meanwhile: a task of its own costs two more switches. It gets
+/// one as soon as somebody gives up waiting, and so always ends.
+struct Waiting(Load);
+
+impl Future for Waiting {
+    type Output = Loaded;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Loaded> {
+        self.0.entry.poll_unpin(cx)
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let Load { entry, has_task } = &self.0;
+        let has_ended = entry.is_terminated() || entry.peek().is_some();
+        if has_ended || has_task.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(entry.clone());
+        }
     }
 }
 

@@ -190,6 +190,31 @@ async fn equal_requests_share_one_lookup() {
 }
 
 #[tokio::test]
+async fn a_lookup_ends_and_is_of_use_even_if_nobody_waits_for_it_any_more() {
+    let memory = Memory::start().await;
+    let held = Session::holding(&memory.database, "BEGIN; LOCK permission_registry;");
+    for _ in 0..3 {
+        let deadline = Instant::now() + Duration::from_millis(100);
+        let gave_up = outcome(&memory.cache, &memory.request, deadline).await;
+        assert!(
+            matches!(gave_up, Err(Unavailable::Lookup(_))),
+            "{gave_up:?}"
+        );
+        assert_eq!(memory.cache.stats().loads, 1);
+    }
+    wait_for_blocked(&memory.database, 1).await;
+    drop(held);
+    let ended = async {
+        while memory.cache.stats().loads > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout_at(soon(), ended).await.unwrap();
+    let _held = Session::holding(&memory.database, "BEGIN; LOCK permission_registry;");
+    assert_eq!(memory.outcome().await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn without_a_confirmation_nothing_is_answered_from_memory() {
     let memory = Memory::start().await;
     let strict = CacheOptions {
