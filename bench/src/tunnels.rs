@@ -14,7 +14,7 @@ use tokio::task::JoinSet;
 
 use crate::Effort;
 use crate::load::micros;
-use crate::report::{Report, Rounds};
+use crate::report::{Report, Rounds, Target};
 use crate::statistics::percentile;
 
 pub(crate) use far_end::FarEnd;
@@ -52,6 +52,34 @@ pub(crate) async fn set_ups(
             report.compare("tunnels", &name, unit, column, None);
         }
     }
+    Ok(())
+}
+
+/// CONNECTs in one instant, as when all agents of a machine start; each must get its tunnel.
+pub(crate) async fn at_once(with: &Lane, effort: Effort, report: &mut Report) -> Result<()> {
+    let count = if effort.short { 300 } else { 1000 };
+    let (mut opening, began) = (JoinSet::new(), Instant::now());
+    for _ in 0..count {
+        let way = with.way();
+        opening.spawn(async move { way.connect().await });
+    }
+    let (mut open, mut refusal) = (Vec::new(), None);
+    while let Some(answered) = opening.join_next().await {
+        let (tunnel, head) = answered??;
+        if head.starts_with("HTTP/1.1 200 ") {
+            open.push(tunnel);
+        } else {
+            refusal = Some(head);
+        }
+    }
+    let took = began.elapsed();
+    if let Some(head) = refusal {
+        report.note(format!("{count} CONNECTs in one instant: one got {head}"));
+    }
+    let opened = f64::from(u32::try_from(open.len())?);
+    let name = format!("{count} CONNECTs in one instant, {took:.1?}: opened");
+    let all = Target::AtLeast(count.into());
+    report.measure("tunnels", &name, "", vec![opened], opened, Some(all));
     Ok(())
 }
 
