@@ -4,6 +4,8 @@
 //! writes all that was sealed meanwhile, makes it durable, and lets those who wait go on. What can't
 //! be written is denied, and said: `/readyz`, a metric, and a record once writing is possible again.
 
+mod access_log;
+mod ends;
 mod file;
 
 use std::io::{self, Write as _};
@@ -12,17 +14,25 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use ::audit::{Chain, Event, Record};
+use ::audit::{Chain, Event, Record, Target};
+use permission::Timestamp;
 use tokio::sync::watch;
 
 use crate::check::now;
 use crate::metrics::Metrics;
+use crate::tunnels::Tunnel;
 
+pub use access_log::AccessLog;
+pub(crate) use ends::AwaitedEnd;
+use ends::{End, Ends};
 use file::AuditFile;
 pub use file::AuditFileError;
 
 /// How long until writing is tried again after it failed.
 const RETRY: Duration = Duration::from_millis(250);
+
+/// How long Envoy's word on a tunnel's end is waited for.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How decisions are recorded.
 #[derive(Debug, Clone)]
@@ -60,6 +70,7 @@ struct Log {
     queue: Mutex<Queue>,
     /// Told when the queue is no longer empty, or closing.
     filled: Condvar,
+    ends: Ends,
     replica: String,
     max_waiting: usize,
     metrics: Metrics,
@@ -132,6 +143,7 @@ impl Audit {
                 state: State::Writable,
             }),
             filled: Condvar::new(),
+            ends: Ends::default(),
             replica: options.replica.clone(),
             max_waiting: options.max_waiting,
             metrics,
@@ -169,6 +181,70 @@ impl Audit {
         match written.wait_for(Option::is_some).await {
             Ok(written) if *written == Some(true) => Ok(()),
             _ => Err(Unwritable),
+        }
+    }
+}
+
+/// A tunnel that ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    /// What is known of it.
+    pub(crate) tunnel: Tunnel,
+    /// When it ended.
+    pub(crate) at: Timestamp,
+    /// How long it was open.
+    pub(crate) open: Duration,
+    /// Why this service cut it, if it did.
+    pub(crate) cut: Option<&'static str>,
+}
+
+impl Audit {
+    /// A place for Envoy's word on the end of a tunnel; none where nothing is recorded.
+    pub(crate) fn await_end(&self, decision_id: &str) -> Option<AwaitedEnd> {
+        let log = self.0.as_ref()?;
+        Some(log.ends.expect(decision_id))
+    }
+
+    fn awaits_ends(&self) -> bool {
+        self.0.as_ref().is_some_and(|log| !log.ends.is_empty())
+    }
+
+    fn ended(&self, decision_id: &str, end: End) {
+        if let Some(log) = &self.0 {
+            log.ends.tell(decision_id, end);
+        }
+    }
+
+    /// Records a tunnel's end, when Envoy has told of it or did not in time, and as soon as it can be
+    /// written: while it can't, no tunnel is opened either, so not many of these wait.
+    pub(crate) async fn record_end(&self, ended: Ended, awaited: AwaitedEnd) {
+        let end = awaited.told(PATIENCE).await;
+        let told = end.map_or("end_not_reported", |end| end.reason);
+        let mut reason = Vec::from_iter(ended.cut);
+        if end.is_none() || ended.cut.is_none() {
+            reason.push(told);
+        }
+        let Tunnel {
+            id,
+            request,
+            permission_id,
+            ..
+        } = &ended.tunnel;
+        let event = Event::TunnelEnd {
+            duration_ms: u64::try_from(ended.open.as_millis()).unwrap_or(u64::MAX),
+            traffic: end.map(|end| end.traffic),
+        };
+        let record = Record {
+            target: Target::Tunnel(Some(&request.destination)),
+            decision_id: Some(id.as_str()),
+            identity: Some(&request.identity),
+            spki: Some(&request.spki),
+            permission_id: Some(permission_id.as_str()),
+            reason: &reason,
+            ..Record::new(ended.at, event)
+        };
+        while !self.is_writable() || self.record(&record).await.is_err() {
+            tokio::time::sleep(RETRY).await;
         }
     }
 }

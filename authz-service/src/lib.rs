@@ -20,4 +20,5 @@ pub mod relay;
 pub mod resolver;
 pub mod serve;
 pub mod telemetry;
+mod timed;
 pub mod tunnels;

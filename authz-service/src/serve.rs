@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogServiceServer;
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::AuthorizationServer;
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
 use futures::stream::{BoxStream, pending, select};
@@ -27,7 +28,7 @@ use tracing::field;
 
 use crate::addresses::{AddressPolicy, is_this_machine};
 use crate::admin::{Explainer, Operations, Probes};
-use crate::audit::{Audit, AuditFileError, AuditWriter};
+use crate::audit::{AccessLog, Audit, AuditFileError, AuditWriter};
 use crate::cache::Cache;
 use crate::check::Checks;
 use crate::config::{Config, ConfigError};
@@ -40,6 +41,7 @@ use crate::freshness::Freshness;
 use crate::metrics::Metrics;
 use crate::resolver::{Resolver, ResolverConfigError};
 use crate::telemetry::TelemetryError;
+use crate::timed::Timed;
 use crate::tunnels::Tunnels;
 
 /// Largest message taken, in bytes; a Check of a CONNECT is a certificate and a few headers.
@@ -52,6 +54,8 @@ const MAX_HTTP_CONNECTIONS: usize = 32;
 const MAX_ADMIN_CALLS: usize = 32;
 /// What a call may take beyond the Check itself: a message that never comes holds no place.
 const MESSAGE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Most streams of the access log on one connection, beyond the Checks: Envoy opens one or two.
+const MAX_LOG_STREAMS: usize = 4;
 /// Streams that Envoy may reset before they are looked at.
 const MAX_PENDING_RESETS: usize = 10_000;
 /// HTTP/2 keep-alive: an Envoy that is gone is noticed, and its Checks are dropped.
@@ -163,6 +167,7 @@ struct Running {
     /// Cuts the open tunnels.
     cut: CancellationToken,
     tasks: TaskTracker,
+    tunnels: Tunnels,
     audit_writer: Option<AuditWriter>,
 }
 
@@ -185,6 +190,9 @@ impl Running {
             tracing::warn!("Checks were still in progress at the end");
         }
         if let Some(writer) = self.audit_writer {
+            if timeout(drain, self.tunnels.recorded()).await.is_err() {
+                tracing::error!("the end of some tunnels was not recorded");
+            }
             let closed = tokio::task::spawn_blocking(|| writer.close());
             if timeout(drain, closed).await.is_err() {
                 tracing::error!("the audit was still being written at the end");
@@ -201,13 +209,7 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
     let point = Arc::new(decision_point(config, &options, &freshness).await?);
     let feed = Feed::new(&options.url, options.query_timeout)?.leading(&point.registry);
     let metrics = Metrics::default();
-    let (audit, audit_writer) = match config.audit_options() {
-        Some(options) => {
-            let (audit, writer) = Audit::open(&options, metrics.clone())?;
-            (audit, Some(writer))
-        }
-        None => (Audit::off(), None),
-    };
+    let (audit, audit_writer) = open_audit(config, &metrics)?;
     let probes = Probes::new(
         Arc::clone(&point),
         Arc::clone(&freshness),
@@ -219,7 +221,7 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
     let traced = config.observability.otlp_endpoint.is_some();
     let checks = Checks::new(
         Arc::clone(&point),
-        audit,
+        audit.clone(),
         metrics.clone(),
         check_timeout,
         most,
@@ -233,9 +235,7 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
         None => None,
     };
     let admin_http = bind("admin.http_addr", config.admin.http_addr).await?;
-    if !config.admin.http_addr.ip().is_loopback() {
-        tracing::warn!(address = %config.admin.http_addr, "metrics are open to the network");
-    }
+    warn_of_open_metrics(config);
 
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
     let tasks = TaskTracker::new();
@@ -243,7 +243,15 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
     health.set_serving::<AuthorizationServer<Checks>>().await;
     let cache = point.cache.clone();
     let limits = config.tunnel_limits();
-    let tunnels = Tunnels::new(cache, Arc::clone(&freshness), limits, metrics, cut.clone());
+    let tunnels = Tunnels::new(
+        cache,
+        Arc::clone(&freshness),
+        limits,
+        audit.clone(),
+        metrics,
+        cut.clone(),
+    );
+    let access_log = AccessLog::new(audit, stop.clone());
     let operations = Operations::new(
         Arc::clone(&freshness),
         point.cache.clone(),
@@ -251,7 +259,13 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
         Duration::from_millis(config.policy.max_staleness_ms),
         config.admin.socket.clone(),
     );
-    let calls = envoy_calls(config, checks.clone(), tunnels, health_service.clone());
+    let calls = envoy_calls(
+        config,
+        checks.clone(),
+        tunnels.clone(),
+        access_log,
+        health_service.clone(),
+    );
     let stopped = stop.clone().cancelled_owned();
     let envoy = tasks.spawn(calls.serve_with_incoming_shutdown(envoy_incoming, stopped));
 
@@ -285,6 +299,7 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
         stop,
         cut,
         tasks,
+        tunnels,
         audit_writer,
     })
 }
@@ -317,6 +332,23 @@ async fn decision_point(
         addresses,
         oid: config.policy.client_ext_oid.clone(),
     })
+}
+
+fn warn_of_open_metrics(config: &Config) {
+    if !config.admin.http_addr.ip().is_loopback() {
+        tracing::warn!(address = %config.admin.http_addr, "metrics are open to the network");
+    }
+}
+
+fn open_audit(
+    config: &Config,
+    metrics: &Metrics,
+) -> Result<(Audit, Option<AuditWriter>), ServeError> {
+    let Some(options) = config.audit_options() else {
+        return Ok((Audit::off(), None));
+    };
+    let (audit, writer) = Audit::open(&options, metrics.clone())?;
+    Ok((audit, Some(writer)))
 }
 
 async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
@@ -375,11 +407,12 @@ fn admin_connections(
     select(socket, tcp.boxed())
 }
 
-/// What Envoy may call: decisions, open tunnels and health, nothing else.
+/// What Envoy may call: decisions, open tunnels, its access log and health, nothing else.
 fn envoy_calls(
     config: &Config,
     checks: Checks,
     tunnels: Tunnels,
+    access_log: AccessLog,
     health: HealthServer<impl Health>,
 ) -> Router {
     let most = config.server.max_concurrent_checks;
@@ -387,11 +420,14 @@ fn envoy_calls(
     // Each open tunnel is a stream for as long as it lives.
     let most_streams = u32::try_from(2 * most + config.tunnel.max_tunnels).unwrap_or(u32::MAX);
     let tunnels = ExternalProcessorServer::new(tunnels).max_decoding_message_size(MAX_MESSAGE);
-    bounded(most, check_timeout)
+    let access_log = AccessLogServiceServer::new(access_log).max_decoding_message_size(MAX_MESSAGE);
+    let longest = check_timeout + MESSAGE_TIMEOUT;
+    bounded(most + MAX_LOG_STREAMS)
         .max_concurrent_streams(most_streams)
-        .add_service(authorization(checks))
-        .add_service(tunnels)
-        .add_service(health)
+        .add_service(Timed::new(authorization(checks), longest))
+        .add_service(Timed::new(tunnels, longest))
+        .add_service(access_log)
+        .add_service(Timed::new(health, longest))
 }
 
 /// What people may call: the same decisions, explained, what is held in memory, and gRPC reflection.
@@ -413,7 +449,8 @@ fn admin_calls(
             .with_service_name("envoy.service.auth.v3.Authorization")
             .with_service_name("grpc.health.v1.Health")
     };
-    Ok(bounded(MAX_ADMIN_CALLS, check_timeout)
+    Ok(bounded(MAX_ADMIN_CALLS)
+        .timeout(check_timeout + MESSAGE_TIMEOUT)
         .add_service(authorization(checks))
         .add_service(DebugServer::new(explainer).max_decoding_message_size(MAX_MESSAGE))
         .add_service(OperationsServer::new(operations).max_decoding_message_size(MAX_MESSAGE))
@@ -424,7 +461,7 @@ fn admin_calls(
 
 /// A server with at most so many calls in progress on a connection. Further ones are refused at
 /// once, but each takes a stream until it has its answer, so there may be twice as many of those.
-fn bounded(most_calls: usize, check_timeout: Duration) -> Server {
+fn bounded(most_calls: usize) -> Server {
     let most_streams = u32::try_from(2 * most_calls).unwrap_or(u32::MAX);
     Server::builder()
         // Else a client that resets its streams at once would have Envoy's connection closed, and
@@ -435,7 +472,6 @@ fn bounded(most_calls: usize, check_timeout: Duration) -> Server {
         .max_concurrent_streams(most_streams)
         .concurrency_limit_per_connection(most_calls)
         .load_shed(true)
-        .timeout(check_timeout + MESSAGE_TIMEOUT)
 }
 
 fn authorization(checks: Checks) -> AuthorizationServer<Checks> {

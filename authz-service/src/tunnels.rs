@@ -21,9 +21,11 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
 
+use crate::audit::{Audit, Ended};
 use crate::cache::{Cache, Entry, Unavailable};
 use crate::check::now;
 use crate::freshness::{BootTime, Freshness, Watch};
@@ -74,8 +76,11 @@ pub struct Tunnels {
     freshness: Arc<Freshness>,
     table: Arc<Table>,
     limits: Limits,
+    audit: Audit,
     metrics: Metrics,
     stop: CancellationToken,
+    /// Those who record how tunnels ended.
+    recording: TaskTracker,
     turns: Arc<Semaphore>,
 }
 
@@ -85,6 +90,7 @@ impl Tunnels {
         cache: Cache,
         freshness: Arc<Freshness>,
         limits: Limits,
+        audit: Audit,
         metrics: Metrics,
         stop: CancellationToken,
     ) -> Self {
@@ -94,8 +100,10 @@ impl Tunnels {
             freshness,
             table,
             limits,
+            audit,
             metrics,
             stop,
+            recording: TaskTracker::new(),
             turns: Arc::new(Semaphore::new(TURNS)),
         }
     }
@@ -108,6 +116,12 @@ impl Tunnels {
     /// Cuts open tunnels, as an operator may; returns their ids. Nothing is revoked by it.
     pub fn cut(&self, selector: &Selector) -> Vec<Id> {
         self.table.cut(selector)
+    }
+
+    /// Returns when the ends of all tunnels are recorded.
+    pub async fn recorded(&self) {
+        self.recording.close();
+        self.recording.wait().await;
     }
 
     /// One tunnel from its first message to its end.
@@ -143,6 +157,30 @@ impl Tunnels {
         deadline: Instant,
     ) {
         let began = std::time::Instant::now();
+        let awaited = self.audit.await_end(opened.id.as_str());
+        let ended = self.watch(opened, inbound, outbound, deadline, began).await;
+        if let Some(awaited) = awaited {
+            let ended = Ended {
+                tunnel: opened.clone(),
+                at: now(),
+                open: began.elapsed(),
+                cut: ended.map(Cut::code),
+            };
+            let audit = self.audit.clone();
+            self.recording
+                .spawn(async move { audit.record_end(ended, awaited).await });
+        }
+    }
+
+    /// Returns when the tunnel has ended; if it was cut, why.
+    async fn watch(
+        &self,
+        opened: &Tunnel,
+        inbound: &mut Streaming<ProcessingRequest>,
+        outbound: &mpsc::Sender<Result<ProcessingResponse, Status>>,
+        deadline: Instant,
+        began: std::time::Instant,
+    ) -> Option<Cut> {
         // Kept until Envoy has ended the stream: so long it may still have the tunnel open.
         let mut held = None;
         let ended = match self.table.take(opened.clone()) {
@@ -156,7 +194,7 @@ impl Tunnels {
                 }
             }
         };
-        let Some(cut) = ended else { return };
+        let cut = ended?;
         if held.is_some() {
             self.metrics.tunnel_cut(cut.code());
         }
@@ -174,6 +212,7 @@ impl Tunnels {
             while matches!(inbound.message().await, Ok(Some(_))) {}
         })
         .await;
+        Some(cut)
     }
 
     /// Holds a registered tunnel; returns why to cut it, or `None` when it ended by itself.

@@ -185,6 +185,9 @@ impl Files {
         if let Some((file, replace)) = options.authorization {
             config = with_authorization(&config, file, replace)?;
         }
+        if !options.replicas.is_empty() {
+            config = log_to_each(&config, options)?;
+        }
         if let Some(destination) = options.unauthorized {
             config = without_authorization(&config, destination)?;
         }
@@ -259,6 +262,39 @@ fn with_authorization(config: &str, file: &str, replace: &[(&str, &str)]) -> Res
     let (_, end) = end.context("no endpoints of authorization")?;
     let after = end.split_once('\n').map_or("", |(_, after)| after);
     Ok(format!("{before}{cluster}{after}"))
+}
+
+/// The same configuration with a log of ends for each replica, as envoy.yaml says.
+fn log_to_each(config: &str, options: &EnvoyOptions<'_>) -> Result<String> {
+    let (log, after) = (
+        "          - name: envoy.access_loggers.http_grpc\n",
+        "          # Envoy's own",
+    );
+    let (before, rest) = config.split_once(log).context("no gRPC log")?;
+    let (body, rest) = rest
+        .split_once(after)
+        .context("nothing after the gRPC log")?;
+    let (mut logs, mut clusters) = (String::new(), String::new());
+    for (number, replica) in std::iter::once(&options.authz)
+        .chain(&options.replicas)
+        .enumerate()
+    {
+        let name = format!("replica_{number}");
+        let own = body.replace(
+            "cluster_name: authorization",
+            &format!("cluster_name: {name}"),
+        );
+        logs = format!("{logs}{log}{own}");
+        clusters = format!(
+            "{clusters}\n  - name: {name}\n    type: STATIC\n    typed_extension_protocol_options:\n      \
+             envoy.extensions.upstreams.http.v3.HttpProtocolOptions:\n        \"@type\": \
+             type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions\n        \
+             explicit_http_config: {{http2_protocol_options: {{}}}}\n    load_assignment: \
+             {{cluster_name: {name}, endpoints: [{{lb_endpoints: [{}]}}]}}\n",
+            endpoint(*replica)
+        );
+    }
+    Ok(format!("{before}{logs}{after}{rest}{clusters}"))
 }
 
 /// The same configuration without the filters that ask the service and obey it.

@@ -9,6 +9,7 @@
 
 mod admin;
 mod allowed;
+mod audit;
 mod authority;
 mod certificates;
 mod data_path;
