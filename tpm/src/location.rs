@@ -107,6 +107,13 @@ impl Handle {
     /// Where keys go unless told otherwise.
     pub const DEFAULT: Handle = Handle(0x8101_0004);
 
+    /// The other handle of the pair that this one is in: where a new key goes, and the one after it
+    /// comes back from.
+    #[must_use]
+    pub fn partner(self) -> Handle {
+        Handle(self.0 ^ 1)
+    }
+
     pub(crate) fn value(self) -> u32 {
         self.0
     }
@@ -192,6 +199,15 @@ mod tests {
             "0x81ffffff"
         );
         assert_eq!("0x81010004".parse(), Ok(Handle::DEFAULT));
+    }
+
+    #[test]
+    fn partners_are_each_others() {
+        let partner: Handle = "0x81010005".parse().unwrap();
+        assert_eq!(Handle::DEFAULT.partner(), partner);
+        assert_eq!(partner.partner(), Handle::DEFAULT);
+        let last: Handle = "0x81ffffff".parse().unwrap();
+        assert_eq!(last.partner().to_string(), "0x81fffffe");
     }
 
     #[test]

@@ -164,6 +164,37 @@ impl TpmKey {
         }))
     }
 
+    /// Takes the key at `location` out of the TPM, for ever, if it is this one; whatever else may be
+    /// there stays. Takes the owner's PIN, if there is one. Blocks the thread.
+    pub fn remove(
+        location: &Location,
+        public_key: &PublicKey,
+        owner: Option<&Pin>,
+    ) -> Result<(), TpmError> {
+        let (public_key, owner) = (*public_key, owner.cloned());
+        let (done, outcome) = mpsc::sync_channel(1);
+        let place = location.clone();
+        let removing = thread::Builder::new()
+            .name("tpm".to_owned())
+            .spawn(move || {
+                // Fails only if the caller has given up.
+                let _ = done.send(Connection::remove(&place, &public_key, owner.as_ref()));
+            })
+            .map_err(TpmError::Thread)?;
+        match outcome.recv_timeout(TpmKey::OPEN_TIMEOUT) {
+            Ok(outcome) => {
+                // It panics only where a test makes it.
+                let _ = removing.join();
+                outcome
+            }
+            Err(RecvTimeoutError::Timeout) => Err(TpmError::TimedOut {
+                tcti: location.tcti.clone(),
+                limit: TpmKey::OPEN_TIMEOUT,
+            }),
+            Err(RecvTimeoutError::Disconnected) => Err(TpmError::ThreadEnded),
+        }
+    }
+
     /// Where the key is.
     pub fn location(&self) -> &Location {
         &self.location
@@ -325,10 +356,10 @@ pub enum TpmError {
         /// Its answer.
         failure: TssFailure,
     },
-    /// The TPM's owner has a PIN, which it takes to make a key.
-    #[error("{}, so the TPM makes no key ({location})", owner_pin(*given))]
+    /// The TPM's owner has a PIN, which it takes to make a key, and to remove one.
+    #[error("{}, so the TPM makes and removes no key ({location})", owner_pin(*given))]
     OwnerPin {
-        /// Where the key was to go.
+        /// Where the key is, or was to go.
         location: Location,
         /// Whether one was given, which then is wrong.
         given: bool,

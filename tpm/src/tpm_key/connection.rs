@@ -61,6 +61,43 @@ impl Connection {
         Connection::open(location)
     }
 
+    /// Takes the key out of its handle, if it is this one; whatever else is there stays.
+    pub(super) fn remove(
+        location: &Location,
+        public_key: &PublicKey,
+        owner: Option<&Pin>,
+    ) -> Result<(), TpmError> {
+        let Some(connection) = Connection::open(location)? else {
+            return Ok(());
+        };
+        if connection.public_key() != *public_key {
+            return Ok(());
+        }
+        connection.evict(location, owner).map_err(|failure| {
+            if failure.is_wrong_pin() {
+                let given = owner.is_some();
+                let location = location.clone();
+                TpmError::OwnerPin { location, given }
+            } else {
+                Failure::Tss("remove its key", failure).at(location)
+            }
+        })
+    }
+
+    fn evict(mut self, location: &Location, owner: Option<&Pin>) -> Result<(), TssFailure> {
+        let place = Persistent::Persistent(tpm_handle(location)?);
+        let key = ObjectHandle::from(self.key);
+        if let Some(owner) = owner {
+            let auth = Auth::try_from(owner.bytes())?;
+            self.context.tr_set_auth(ObjectHandle::Owner, auth)?;
+        }
+        self.context
+            .execute_with_session(Some(AuthSession::Password), |context| {
+                context.evict_control(Provision::Owner, key, place)
+            })?;
+        Ok(())
+    }
+
     pub(super) fn public_key(&self) -> PublicKey {
         self.fit.public_key
     }

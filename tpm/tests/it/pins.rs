@@ -179,7 +179,7 @@ fn owner_with_a_pin_makes_keys_for_who_knows_it() {
         assert!(matches!(error, TpmError::OwnerPin { .. }), "{error:?}");
         assert_eq!(
             error.to_string(),
-            format!("{text}, so the TPM makes no key ({location})")
+            format!("{text}, so the TPM makes and removes no key ({location})")
         );
         let used = "tpm2_getcap handles-transient; tpm2_getcap handles-persistent";
         assert_eq!(tools(&swtpm, used), "");
