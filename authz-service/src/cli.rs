@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use listeners::Inherited;
 
 use crate::config::Config;
 use crate::serve::{self, ServeError};
@@ -51,6 +52,8 @@ enum Command {
 impl Cli {
     /// Does what was asked.
     pub fn run(self) -> Result<ExitCode, Failure> {
+        // The process has a single thread up to here.
+        let inherited = Inherited::from_env().map_err(ServeError::Inherited)?;
         let config = Config::load(&self.config)?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .enable_all()
@@ -60,7 +63,7 @@ impl Cli {
                 Command::Serve => {
                     let telemetry =
                         telemetry::start(&config.observability).map_err(ServeError::Telemetry)?;
-                    let served = serve::run(&config).await;
+                    let served = serve::run(&config, inherited).await;
                     telemetry.shut_down().await;
                     served?;
                 }

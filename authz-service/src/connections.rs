@@ -1,6 +1,5 @@
 //! Accepts connections, a bounded number at a time; further ones wait in the kernel's backlog.
 
-pub(crate) mod socket;
 pub(crate) mod tls;
 
 use std::fmt;
@@ -22,8 +21,8 @@ use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tonic::transport::server::Connected;
 
-pub(crate) use socket::Socket;
-pub use socket::{SocketError, SocketMode};
+pub(crate) use listeners::PrivateSocket as Socket;
+pub use listeners::{Access as SocketMode, SocketError};
 pub use tls::TlsError;
 pub(crate) use tls::{Reloader, Tls, TlsFiles};
 

@@ -11,6 +11,7 @@ use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorizati
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
 use futures::stream::{BoxStream, pending, select};
 use futures::{Stream, StreamExt as _};
+use listeners::{Inherited, InheritedError, manager};
 use proto::admin::v1::debug_server::DebugServer;
 use proto::admin::v1::operations_server::OperationsServer;
 use registry::{Feed, OpenError, Reader};
@@ -94,6 +95,9 @@ pub enum ServeError {
         /// What is wrong with it.
         source: SocketError,
     },
+    /// What the service manager passed.
+    #[error(transparent)]
+    Inherited(#[from] InheritedError),
     /// mTLS towards Envoy.
     #[error(transparent)]
     Tls(#[from] TlsError),
@@ -130,13 +134,15 @@ pub(crate) fn tls(config: &Config) -> Result<Option<(Tls, Reloader)>, TlsError> 
     }
 }
 
-/// Serves until SIGTERM or SIGINT, then finishes what was begun.
-pub async fn run(config: &Config) -> Result<(), ServeError> {
+/// Serves until SIGTERM or SIGINT, then finishes what was begun. Of the `inherited` sockets each
+/// takes the place of one that would be opened.
+pub async fn run(config: &Config, inherited: Inherited) -> Result<(), ServeError> {
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
     );
-    let mut running = start(config).await?;
+    let mut running = start(config, inherited).await?;
+    tell(manager::ready());
     let failed = tokio::select! {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
@@ -144,11 +150,18 @@ pub async fn run(config: &Config) -> Result<(), ServeError> {
         ended = &mut running.admin => Some(ended),
         ended = &mut running.follower => Some(ended.map(Ok)),
     };
+    tell(manager::stopping());
     running.stop(config).await;
     match failed {
         Some(Ok(ended)) => Ok(ended?),
         Some(Err(panicked)) => Err(std::io::Error::other(panicked).into()),
         None => Ok(()),
+    }
+}
+
+fn tell(told: io::Result<()>) {
+    if let Err(error) = told {
+        tracing::warn!(%error, "the service manager can't be told");
     }
 }
 
@@ -202,7 +215,7 @@ impl Running {
 }
 
 /// Opens the registry and the listeners.
-async fn start(config: &Config) -> Result<Running, ServeError> {
+async fn start(config: &Config, mut inherited: Inherited) -> Result<Running, ServeError> {
     let options = config.registry()?;
     let tls = tls(config)?;
     let freshness = Arc::new(Freshness::default());
@@ -228,13 +241,15 @@ async fn start(config: &Config) -> Result<Running, ServeError> {
         traced,
     );
 
-    let envoy_incoming = envoy_connections(config, tls).await?;
-    let admin_grpc = bind("admin.grpc_addr", config.admin.grpc_addr).await?;
+    let from = &mut inherited;
+    let envoy_incoming = envoy_connections(config, tls, from).await?;
+    let admin_grpc = open("admin.grpc_addr", config.admin.grpc_addr, from).await?;
     let admin_socket = match &config.admin.socket {
-        Some(path) => Some(bind_socket("admin.socket", path, SocketMode::Owner).await?),
+        Some(path) => Some(open_socket("admin.socket", path, SocketMode::Owner, from).await?),
         None => None,
     };
-    let admin_http = bind("admin.http_addr", config.admin.http_addr).await?;
+    let admin_http = open("admin.http_addr", config.admin.http_addr, from).await?;
+    inherited.all_taken()?;
     warn_of_open_metrics(config);
 
     let (stop, cut) = (CancellationToken::new(), CancellationToken::new());
@@ -351,22 +366,30 @@ fn open_audit(
     Ok((audit, Some(writer)))
 }
 
-async fn bind(key: &'static str, address: SocketAddr) -> Result<TcpListener, ServeError> {
-    TcpListener::bind(address)
-        .await
-        .map_err(|source| ServeError::Bind {
-            key,
-            address,
-            source,
-        })
+/// The socket that was handed over for `address`, or else a new one.
+async fn open(
+    key: &'static str,
+    address: SocketAddr,
+    inherited: &mut Inherited,
+) -> Result<TcpListener, ServeError> {
+    let listener = match inherited.tcp(address) {
+        Some(listener) => TcpListener::from_std(listener),
+        None => TcpListener::bind(address).await,
+    };
+    listener.map_err(|source| ServeError::Bind {
+        key,
+        address,
+        source,
+    })
 }
 
-async fn bind_socket(
+async fn open_socket(
     key: &'static str,
     path: &Path,
     mode: SocketMode,
+    inherited: &mut Inherited,
 ) -> Result<Socket, ServeError> {
-    Socket::bind(path, mode)
+    Socket::open(path, mode, inherited)
         .await
         .map_err(|source| ServeError::Socket { key, source })
 }
@@ -375,14 +398,15 @@ async fn bind_socket(
 async fn envoy_connections(
     config: &Config,
     tls: Option<(Tls, Reloader)>,
+    inherited: &mut Inherited,
 ) -> Result<BoxStream<'static, io::Result<Connection>>, ServeError> {
     let server = &config.server;
     if let Some(path) = &server.socket {
-        let socket = bind_socket("server.socket", path, server.socket_mode).await?;
+        let socket = open_socket("server.socket", path, server.socket_mode, inherited).await?;
         let listener = connections::Listener::Unix(socket);
         return Ok(connections::accept(listener, MAX_ENVOY_CONNECTIONS).boxed());
     }
-    let listener = bind("server.grpc_addr", server.grpc_addr).await?;
+    let listener = open("server.grpc_addr", server.grpc_addr, inherited).await?;
     let listener = connections::Listener::Tcp(listener);
     let Some((tls, reloader)) = tls else {
         return Ok(connections::accept(listener, MAX_ENVOY_CONNECTIONS).boxed());

@@ -70,6 +70,10 @@ impl Failure {
                 (UNAVAILABLE, "another process may have it: `ss -ltnp` tells")
             }
             Self::Serve(ServeError::Socket { source, .. }) => socket(source),
+            Self::Serve(ServeError::Inherited(_)) => (
+                USAGE,
+                "let the socket unit listen where [server] and [admin] say, and nowhere else",
+            ),
             Self::Serve(ServeError::Tls(_)) => (USAGE, "see [server.tls] in config.example.toml"),
             Self::Serve(ServeError::Audit(error)) => audit(error),
             Self::Serve(
@@ -85,6 +89,10 @@ fn socket(error: &SocketError) -> (u8, &'static str) {
         SocketError::UnsafeFolder(_) => (
             USAGE,
             "put it into a folder of the service's own user, mode 0700 or 0750",
+        ),
+        SocketError::Exposed { .. } => (
+            USAGE,
+            "let SocketMode= in its socket unit be 0600, or what the configuration says",
         ),
         SocketError::NotASocket(_) => (USAGE, "name a path that is free"),
         SocketError::InUse(_) => (UNAVAILABLE, "each process needs a socket of its own"),

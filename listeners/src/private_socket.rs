@@ -1,4 +1,5 @@
-//! Unix sockets: whoever may open one may use what is behind it, so its mode says who may.
+//! A Unix socket in a folder that nobody else can change, so that whoever connects there meets its
+//! owner, and nobody in between.
 
 use std::fs::{self, File, Permissions, TryLockError};
 use std::io;
@@ -11,29 +12,35 @@ use serde::Deserialize;
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::time::{Instant, sleep};
 
-/// Who may connect.
+use crate::Inherited;
+
+/// Who may connect, as far as the file system decides; by its mode in a configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-pub enum SocketMode {
+pub enum Access {
     /// The owner alone, and root.
     #[serde(rename = "0600")]
     Owner,
-    /// And the group of the service's process.
+    /// And the group of the process.
     #[serde(rename = "0660")]
     Group,
+    /// Everybody who reaches it; whoever accepts looks at the peer's credentials.
+    #[serde(skip)]
+    Everybody,
 }
 
-impl SocketMode {
-    fn bits(self) -> u32 {
+impl Access {
+    fn mode(self) -> u32 {
         match self {
             Self::Owner => 0o600,
             Self::Group => 0o660,
+            Self::Everybody => 0o666,
         }
     }
 }
 
 /// Writable by the group or by others: they could put another socket in its place.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
-const BACKLOG: u32 = 32;
+const BACKLOG: u32 = 128;
 /// How long another process that is just starting in the same folder is waited for.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -46,6 +53,14 @@ pub enum SocketError {
     /// A file that is no socket.
     #[error("{} is there, and is not a socket", .0.display())]
     NotASocket(PathBuf),
+    /// More may connect to it than should.
+    #[error("the socket at {} has mode {mode:04o}, which lets other users connect", path.display())]
+    Exposed {
+        /// The socket.
+        path: PathBuf,
+        /// Its permission bits.
+        mode: u32,
+    },
     /// A live process has it.
     #[error("another process listens at {}", .0.display())]
     InUse(PathBuf),
@@ -59,18 +74,51 @@ pub enum SocketError {
     },
 }
 
-/// The listening socket; its file is removed when this is dropped.
+/// The listening socket; its file is removed when this is dropped, unless it was handed over.
 #[derive(Debug)]
-pub(crate) struct Socket {
+pub struct PrivateSocket {
     listener: UnixListener,
     path: PathBuf,
     /// Which file is ours: device and inode.
-    file: (u64, u64),
+    file: Option<(u64, u64)>,
 }
 
-impl Socket {
+impl PrivateSocket {
+    /// The socket at `path` that was handed over, or else a new one.
+    pub async fn open(
+        path: &Path,
+        access: Access,
+        inherited: &mut Inherited,
+    ) -> Result<Self, SocketError> {
+        match inherited.unix(path) {
+            Some(listener) => Self::adopt(listener, path, access),
+            None => Self::bind(path, access).await,
+        }
+    }
+
+    fn adopt(
+        listener: std::os::unix::net::UnixListener,
+        path: &Path,
+        access: Access,
+    ) -> Result<Self, SocketError> {
+        let failed = |source| SocketError::Io {
+            path: path.to_owned(),
+            source,
+        };
+        let mode = fs::symlink_metadata(path).map_err(failed)?.mode() & 0o777;
+        if mode & !access.mode() != 0 {
+            let path = path.to_owned();
+            return Err(SocketError::Exposed { path, mode });
+        }
+        Ok(Self {
+            listener: UnixListener::from_std(listener).map_err(failed)?,
+            path: path.to_owned(),
+            file: None,
+        })
+    }
+
     /// Listens at `path`. A socket that a dead process left there is replaced, a live one is not.
-    pub(crate) async fn bind(path: &Path, mode: SocketMode) -> Result<Self, SocketError> {
+    async fn bind(path: &Path, access: Access) -> Result<Self, SocketError> {
         let failed = |source| SocketError::Io {
             path: path.to_owned(),
             source,
@@ -87,25 +135,26 @@ impl Socket {
         let socket = UnixSocket::new_stream().map_err(failed)?;
         socket.bind(path).map_err(failed)?;
         // Before it listens: until then nobody can connect, whatever the umask says.
-        fs::set_permissions(path, Permissions::from_mode(mode.bits())).map_err(failed)?;
+        fs::set_permissions(path, Permissions::from_mode(access.mode())).map_err(failed)?;
         let listener = socket.listen(BACKLOG).map_err(failed)?;
         let file = identity(path).map_err(failed)?;
         Ok(Self {
             listener,
             path: path.to_owned(),
-            file,
+            file: Some(file),
         })
     }
 
-    pub(crate) async fn accept(&self) -> io::Result<UnixStream> {
+    /// The next connection.
+    pub async fn accept(&self) -> io::Result<UnixStream> {
         self.listener.accept().await.map(|(stream, _)| stream)
     }
 }
 
-impl Drop for Socket {
+impl Drop for PrivateSocket {
     fn drop(&mut self) {
         // It still listens, so nobody has replaced it as stale.
-        if identity(&self.path).is_ok_and(|file| file == self.file) {
+        if self.file.is_some() && identity(&self.path).ok() == self.file {
             let _ = fs::remove_file(&self.path);
         }
     }
