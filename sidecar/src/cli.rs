@@ -11,7 +11,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{ArgGroup, Args, Parser, Subcommand};
+use clap_complete::Shell;
 use http::uri::Authority;
 use permission::Identity;
 use rustls::pki_types::ServerName;
@@ -19,13 +20,28 @@ use tpm::{Handle, Tcti};
 
 use crate::gateway::GatewayAddress;
 
+const ENVIRONMENT: &str = "\
+Environment, beside what the options name:
+  AGENT_GATEWAY_TPM_USER_PIN  PIN of the agent's key, if it has one; else you are asked
+  AGENT_GATEWAY_TPM_SO_PIN    PIN of the TPM's owner, if it has one, to make and remove keys
+There are no options for PINs, because other users can see a program's arguments.";
+
 const EXIT_CODES: &str = "\
 Exit codes:
   64  wrong usage or config   65  state, key and certificate don't fit together
   66  missing input (state, CA file)
-  69  not available (TPM, port, no running sidecar)
-  73  can't write             77  no permission
+  67  a PIN is missing or wrong  68  the TPM is locked after too many wrong PINs
+  69  not available (TPM, port, no running sidecar, gateway)
+  73  can't write             74  the result could not be written to stdout
+  75  not yet: the new key is in place, the running sidecar uses the old one
+  77  no permission           130 interrupted at a prompt
 `exec` ends as the command does; 126: it can't be run, 127: it isn't found.";
+
+const ROTATE_EXAMPLE: &str = "\
+Example:
+  agent-gateway-sidecar rotate --state ~/.agent-alpha > request.txt
+  agent-gateway-sidecar rotate --state ~/.agent-alpha --finish --destination docstore:8443 \\
+      --gateway gateway:8443 --ca gateway-ca.pem";
 
 const EXAMPLE: &str = "\
 Example:
@@ -36,7 +52,7 @@ Example:
 /// An agent's way out: a local CONNECT proxy that tunnels through the agent gateway, with the
 /// agent's key in a TPM
 #[derive(Debug, Parser)]
-#[command(name = "agent-gateway-sidecar", version, after_help = format!("{EXIT_CODES}\n\n{EXAMPLE}"))]
+#[command(name = "agent-gateway-sidecar", version, after_help = format!("{ENVIRONMENT}\n\n{EXIT_CODES}\n\n{EXAMPLE}"))]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -73,6 +89,14 @@ pub enum Command {
     Exec(ExecArgs),
     /// Print the agent's certificate, as PEM
     Certificate(CertificateArgs),
+    /// Replace the agent's key by a new one, while the old one goes on until that is granted
+    ///
+    /// Without --finish, makes the new key beside the old one and prints the request for the
+    /// principal, as often as you like. With --finish, the new key takes the old one's place, also
+    /// in a running sidecar, whose open tunnels go on; the old one then leaves the TPM. A command
+    /// that was interrupted goes on where it was when it is given again.
+    #[command(after_help = ROTATE_EXAMPLE)]
+    Rotate(RotateArgs),
     /// Show the agent's key, and how its sidecar is doing; 69 if none runs
     Status(StatusArgs),
     /// Look for what is wrong: TPM, key, clock, gateway, its CA, and one tunnel
@@ -80,14 +104,32 @@ pub enum Command {
     /// While the sidecar of this state runs, it is asked; otherwise everything is tried as `run`
     /// would, for which --gateway and --ca are needed.
     Doctor(DoctorArgs),
+    /// Print a script by which a shell completes this program's command lines
+    #[command(after_help = "\
+Example:
+  agent-gateway-sidecar completions bash > /etc/bash_completion.d/agent-gateway-sidecar")]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+    /// Write the manual's pages into a folder
+    #[command(hide = true)]
+    ManPages {
+        /// The folder
+        folder: PathBuf,
+    },
 }
 
 impl Command {
     /// Whether the command talks with the TPM.
     pub fn uses_tpm(&self) -> bool {
         match self {
-            Command::Init(_) | Command::Run(_) | Command::Doctor(_) => true,
-            Command::Exec(_) | Command::Certificate(_) | Command::Status(_) => false,
+            Command::Init(_) | Command::Run(_) | Command::Rotate(_) | Command::Doctor(_) => true,
+            Command::Exec(_)
+            | Command::Certificate(_)
+            | Command::Status(_)
+            | Command::Completions { .. }
+            | Command::ManPages { .. } => false,
         }
     }
 }
@@ -107,6 +149,11 @@ pub struct InitArgs {
     /// Persistent handle of the key in the TPM
     #[arg(long, env = "AGENT_GATEWAY_TPM_HANDLE", default_value_t = Handle::DEFAULT)]
     pub handle: Handle,
+    /// Give a key that is made a PIN, without which it can't be used: the one in
+    /// AGENT_GATEWAY_TPM_USER_PIN, or else you are asked. With that variable set, a key gets its PIN
+    /// without this option too
+    #[arg(long)]
+    pub pin: bool,
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
@@ -134,6 +181,19 @@ pub struct RunArgs {
     /// Where the local proxy listens
     #[arg(long, env = "AGENT_GATEWAY_LISTEN", default_value = "127.0.0.1:3128")]
     pub listen: SocketAddr,
+    /// Listen on this Unix socket too, whose clients need no token: the kernel tells whose process
+    /// each is. For programs that can speak HTTP over one, and for sandboxes without a network
+    #[arg(long, env = "AGENT_GATEWAY_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Users, by number, whose processes may use the socket, in place of the sidecar's own user
+    #[arg(
+        long = "socket-uid",
+        env = "AGENT_GATEWAY_SOCKET_UID",
+        value_name = "UID",
+        value_delimiter = ',',
+        requires = "socket"
+    )]
+    pub socket_uids: Vec<u32>,
     /// Serve every process that reaches the proxy, not only those that know its token: each of
     /// them then acts as the agent. Only on loopback
     #[arg(long, env = "AGENT_GATEWAY_OPEN_TO_ALL")]
@@ -178,6 +238,56 @@ pub struct CertificateArgs {
     /// Print what a principal needs in order to grant: identity, key and certificate
     #[arg(long, conflicts_with = "spki")]
     pub request: bool,
+    /// Of the new key, while a rotation goes on
+    #[arg(long)]
+    pub next: bool,
+}
+
+/// `rotate`
+#[derive(Debug, Args)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "clap rules out what doesn't go together"
+)]
+#[command(group = ArgGroup::new("proof").args(["destination", "granted"]).requires("finish"))]
+pub struct RotateArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub state: StateArgs,
+    /// Persistent handle of the new key; by default the neighbour of the old one's, as 0x81010005 is
+    /// of 0x81010004 and the other way round
+    #[arg(long, value_name = "HANDLE", conflicts_with_all = ["finish", "cancel"])]
+    pub new_handle: Option<Handle>,
+    /// Put the new key in the old one's place
+    #[arg(long, requires = "proof")]
+    pub finish: bool,
+    /// Before that, open a tunnel to this destination with the new key, and close it; if that is
+    /// refused, nothing changes
+    #[arg(long, value_name = "HOST:PORT", value_parser = destination)]
+    pub destination: Option<String>,
+    /// The new key may what it must; don't try
+    #[arg(long)]
+    pub granted: bool,
+    /// Give the new key up; the old one stays
+    #[arg(long, conflicts_with_all = ["finish", "proof"])]
+    pub cancel: bool,
+    /// The gateway, as for `run`
+    #[arg(
+        long = "gateway",
+        env = "AGENT_GATEWAY_GATEWAY",
+        value_name = "HOST:PORT",
+        value_delimiter = ','
+    )]
+    pub gateways: Vec<GatewayAddress>,
+    /// The gateway's authorities, as for `run`
+    #[arg(long, env = "AGENT_GATEWAY_CA", value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// Name in the gateway's certificate, as for `run`
+    #[arg(long, env = "AGENT_GATEWAY_SERVER_NAME", value_name = "NAME", value_parser = server_name)]
+    pub server_name: Option<ServerName<'static>>,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `status`

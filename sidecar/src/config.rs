@@ -54,6 +54,11 @@ pub struct Config {
     pub server_name: Option<ServerName>,
     /// Where the local proxy listens, `ip:port`; `AGENT_GATEWAY_LISTEN`.
     pub listen: Option<SocketAddr>,
+    /// Path of a Unix socket on which the proxy listens too; `AGENT_GATEWAY_SOCKET`.
+    pub socket: Option<PathBuf>,
+    /// Numbers of the users whose processes may use the socket, in place of the sidecar's own user;
+    /// `AGENT_GATEWAY_SOCKET_UID`, separated by commas.
+    pub socket_uid: Vec<u32>,
     /// Whether everybody who reaches the proxy is served; `AGENT_GATEWAY_OPEN_TO_ALL`.
     pub open_to_all: bool,
     /// Most tunnels at once, 1 to 65535; `AGENT_GATEWAY_MAX_TUNNELS`.
@@ -159,7 +164,7 @@ impl Config {
     /// For each key that is set, the texts that an option would have.
     fn values(&self) -> Vec<(&'static str, Vec<OsString>)> {
         let path = |path: &Option<PathBuf>| path.iter().map(|path| path.clone().into()).collect();
-        let all: [(&'static str, Vec<OsString>); 11] = [
+        let all: [(&'static str, Vec<OsString>); 13] = [
             ("state", path(&self.state)),
             (
                 "identity",
@@ -174,6 +179,8 @@ impl Config {
                 shown(self.server_name.as_ref().map(|name| &name.0)),
             ),
             ("listen", shown(self.listen)),
+            ("socket", path(&self.socket)),
+            ("socket_uid", shown(&self.socket_uid)),
             ("open_to_all", shown(self.open_to_all.then_some(true))),
             ("max_tunnels", shown(self.max_tunnels)),
             (
@@ -281,6 +288,7 @@ mod tests {
     fn every_key_of_the_example_is_an_option_and_every_setting_is_in_the_example() {
         let all = EXAMPLE
             .replace("# server_name", "server_name")
+            .replace("# socket", "socket")
             .replace("= false", "= true");
         let config: Config = Figment::from(Toml::string(&all)).extract().unwrap();
         let mut keys: Vec<_> = config.values().into_iter().map(|(key, _)| key).collect();

@@ -1,6 +1,6 @@
 //! What the sidecar proves itself with: the certificate, and the key as rustls takes it.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use p256::pkcs8::EncodePublicKey as _;
 use rustls::client::ResolvesClientCert;
@@ -21,9 +21,13 @@ pub enum CredentialError {
     KeyMismatch,
 }
 
-/// A certificate and the key that it carries; shown to any gateway that asks.
+/// A certificate and the key that it carries.
 #[derive(Debug, Clone)]
 pub struct Credential(Arc<CertifiedKey>);
+
+/// The credential that is shown to any gateway that asks, which may be replaced by another.
+#[derive(Debug, Clone)]
+pub struct CurrentCredential(Arc<RwLock<Credential>>);
 
 impl Credential {
     /// Joins the two, if they belong together.
@@ -46,11 +50,24 @@ impl Credential {
     }
 }
 
-impl ResolvesClientCert for Credential {
+impl CurrentCredential {
+    /// Begins with this one.
+    pub fn new(credential: Credential) -> Self {
+        Self(Arc::new(RwLock::new(credential)))
+    }
+
+    /// Handshakes from now on show this one.
+    pub(crate) fn replace(&self, credential: Credential) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = credential;
+    }
+}
+
+impl ResolvesClientCert for CurrentCredential {
     /// The gateway's list of acceptable authorities is ignored: a self-signed certificate is in
     /// none.
     fn resolve(&self, _: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
-        schemes.contains(&SCHEME).then(|| Arc::clone(&self.0))
+        let Credential(certified) = &*self.0.read().unwrap_or_else(PoisonError::into_inner);
+        schemes.contains(&SCHEME).then(|| Arc::clone(certified))
     }
 
     fn has_certs(&self) -> bool {

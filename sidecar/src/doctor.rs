@@ -4,10 +4,12 @@
 //! While a sidecar runs, the TPM is its: many serve one program at a time. Then that sidecar is
 //! asked. Otherwise everything is done as `run` would do it, with a proxy of this process alone.
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use listeners::Inherited;
 use serde::Serialize;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
@@ -15,12 +17,14 @@ use tpm::TpmKey;
 
 use crate::certificate;
 use crate::cli::DoctorArgs;
-use crate::credential::Credential;
+use crate::credential::{Credential, CurrentCredential};
 use crate::entrance::Entrance;
 use crate::failure::Failure;
 use crate::gateway::{ConnectError, Connector, Gateway};
 use crate::inquiry;
-use crate::proxy::{self, Proxy};
+use crate::output::{OutputError, print, print_json};
+use crate::pin;
+use crate::proxy::{self, Listener, Proxy};
 use crate::run::{RunError, authorities, load, new_token};
 use crate::state::{State, StateDir};
 use crate::status;
@@ -37,6 +41,9 @@ pub enum DoctorError {
     /// The operating system lacks what every program needs.
     #[error("can't start: {0}")]
     Runtime(std::io::Error),
+    /// Nobody reads it.
+    #[error(transparent)]
+    Output(OutputError),
     /// It has said what.
     #[error("{failed} of {all} checks failed")]
     Failed {
@@ -105,7 +112,7 @@ pub fn run(args: &DoctorArgs) -> Result<(), Failure> {
     let examined = runtime.block_on(examine(args, &mut findings));
     runtime.shutdown_background();
     examined?;
-    print(&findings.0, args.json);
+    print_checks(&findings.0, args.json).map_err(DoctorError::Output)?;
     let failed = |check: &&Check| check.verdict == Verdict::Failed;
     match findings.0.iter().filter(failed).count() {
         0 => Ok(()),
@@ -129,6 +136,7 @@ async fn examine(args: &DoctorArgs, findings: &mut Findings) -> Result<(), Docto
     };
     let identity = state.leaf.identity.as_str().escape_debug();
     findings.ok("state", format!("{identity} in {}", dir.path().display()));
+    rotation(&dir, &state, findings);
     clock(&state, SystemTime::now(), findings);
     let entrance = if let Some(entrance) = running {
         ask_sidecar(&entrance, findings);
@@ -169,12 +177,33 @@ async fn try_everything(
         return Ok(None);
     };
     let (gateways, name) = (args.gateways.clone(), args.server_name.as_ref());
-    match Connector::new(gateways, name, authorities, credential) {
+    match Connector::new(
+        gateways,
+        name,
+        authorities,
+        CurrentCredential::new(credential),
+    ) {
         Ok(connector) => Ok(reach(connector, findings).await),
         Err(error) => {
             findings.failed_as("gateway", RunError::Tls(error));
             Ok(None)
         }
+    }
+}
+
+/// Said only where there is something to say.
+fn rotation(dir: &StateDir, state: &State, findings: &mut Findings) {
+    match dir.next() {
+        Err(error) => findings.failed_as("rotation", error.into()),
+        Ok(Some(next)) => findings.ok(
+            "rotation",
+            format!("the new key {} waits to be granted", next.location),
+        ),
+        Ok(None) => {}
+    }
+    if let Some(retired) = &state.retired {
+        let detail = format!("the old key {} is still in the TPM", retired.location);
+        findings.failed("rotation", detail, "give `rotate --finish` again");
     }
 }
 
@@ -218,6 +247,10 @@ fn open_key(state: &State, findings: &mut Findings) -> Option<Credential> {
         return None;
     };
     findings.ok("handle", location.handle.to_string());
+    if let Err(error) = tokio::task::block_in_place(|| pin::unlock(&key)) {
+        findings.failed_as("pin", error.into());
+        return None;
+    }
     match Credential::new(state.certificate_pem.as_bytes(), Arc::new(key)) {
         Ok(credential) => {
             findings.ok("key", "the certificate carries it");
@@ -266,7 +299,8 @@ async fn reach(connector: Connector, findings: &mut Findings) -> Option<Entrance
         }
     }
     let opened = new_token().and_then(|token| {
-        let listener = proxy::listen(([127, 0, 0, 1], 0).into()).map_err(RunError::Runtime)?;
+        let listener = proxy::listen(([127, 0, 0, 1], 0).into(), &mut Inherited::default());
+        let listener = listener.map_err(RunError::Runtime)?;
         let address = listener.local_addr().map_err(RunError::Runtime)?;
         Ok((
             listener,
@@ -278,8 +312,9 @@ async fn reach(connector: Connector, findings: &mut Findings) -> Option<Entrance
     });
     match opened {
         Ok((listener, entrance)) => {
-            let proxy = Proxy::new(gateway, entrance.token.clone(), 1);
+            let proxy = Proxy::new(gateway, entrance.token.clone(), 1, None);
             // Until this process ends, which is soon.
+            let listener = Listener::Port(listener);
             tokio::spawn(async move { proxy.serve(listener, CancellationToken::new()).await });
             Some(entrance)
         }
@@ -336,21 +371,22 @@ fn connect(entrance: &Entrance, destination: &str, findings: &mut Findings) {
     findings.failed("connect", shown(&detail), &shown(hint));
 }
 
-#[expect(clippy::print_stdout, reason = "the command's output")]
-fn print(checks: &[Check], as_json: bool) {
+fn print_checks(checks: &[Check], as_json: bool) -> Result<(), OutputError> {
     if as_json {
-        println!("{}", serde_json::json!({ "checks": checks }));
-        return;
+        return print_json(&serde_json::json!({ "checks": checks }));
     }
+    let mut text = String::new();
     for check in checks {
         let verdict = match check.verdict {
             Verdict::Ok => "ok",
             Verdict::Failed => "FAILED",
             Verdict::Skipped => "skipped",
         };
-        println!("{verdict:<8} {:<8} {}", check.name, check.detail);
+        // Writing to a String can't fail.
+        let _ = writeln!(text, "{verdict:<8} {:<8} {}", check.name, check.detail);
         if !check.hint.is_empty() {
-            println!("{:<17} hint: {}", "", check.hint);
+            let _ = writeln!(text, "{:<17} hint: {}", "", check.hint);
         }
     }
+    print(&text)
 }

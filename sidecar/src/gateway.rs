@@ -96,6 +96,11 @@ impl Gateway {
         self.pool.connect_early();
     }
 
+    /// Further tunnels go over new connections; those that are open go on.
+    pub(crate) fn renew(&self) {
+        self.pool.renew();
+    }
+
     /// Makes sure that there is a connection with room on it.
     pub(crate) async fn reach(&self) -> Result<(), Arc<ConnectError>> {
         self.pool.slot().await.map(drop)

@@ -4,11 +4,13 @@ use std::time::SystemTime;
 
 use permission::{Identity, Leaf};
 use serde_json::json;
-use tpm::{Location, Pins, SigningKey, TpmError, TpmKey};
+use tpm::{Location, SigningKey, TpmError, TpmKey};
 
 use crate::certificate::{self, IssueError};
 use crate::cli::InitArgs;
 use crate::failure::Failure;
+use crate::output::{OutputError, print, print_json, say};
+use crate::pin::{self, NewPin, PinError};
 use crate::state::{State, StateDir, StateError};
 
 /// Why an agent can't be set up; nothing that was there has been changed.
@@ -20,6 +22,9 @@ pub enum InitError {
     /// The TPM gives no key.
     #[error(transparent)]
     Tpm(#[from] TpmError),
+    /// The key doesn't sign, or can't be made, for want of a PIN.
+    #[error(transparent)]
+    Pin(#[from] PinError),
     /// The key can't carry a certificate.
     #[error("can't make the certificate: {0}")]
     Issue(#[from] IssueError),
@@ -50,9 +55,13 @@ pub fn run(args: &InitArgs) -> Result<(), Failure> {
         handle: args.handle,
     };
     let dir = StateDir::new(&args.state.dir);
-    let (state, outcome) = set_up(&dir, &args.identity, location, SystemTime::now())?;
-    report(&dir, &state, outcome, args.json);
-    Ok(())
+    let new_pin = if args.pin {
+        NewPin::Wanted
+    } else {
+        NewPin::IfSet
+    };
+    let (state, outcome) = set_up(&dir, &args.identity, location, new_pin, SystemTime::now())?;
+    Ok(report(&dir, &state, outcome, args.json)?)
 }
 
 /// Whether `init` had anything to do.
@@ -65,49 +74,56 @@ pub enum Outcome {
 }
 
 /// Makes what is missing of an agent's key, certificate and state.
-pub fn set_up(
+fn set_up(
     dir: &StateDir,
     identity: &Identity,
     location: Location,
+    new_pin: NewPin,
     now: SystemTime,
 ) -> Result<(State, Outcome), InitError> {
     dir.create()?;
-    let complete = dir.load()?.is_some_and(|state| state.location == location);
-    let held = dir.certificate()?;
-    if let Some((leaf, _)) = &held
-        && leaf.identity != *identity
+    let _changing = dir.lock_changes()?;
+    let held = dir.load()?;
+    if let Some(state) = &held
+        && state.leaf.identity != *identity
     {
         return Err(InitError::OtherIdentity {
-            stored: leaf.identity.clone(),
+            stored: state.leaf.identity.clone(),
         });
     }
     let (key, outcome) = match TpmKey::open(&location)? {
-        Some(key) => (key, Outcome::KeyFound),
+        Some(key) => {
+            pin::unlock(&key)?;
+            (key, Outcome::KeyFound)
+        }
         None if held.is_some() => return Err(InitError::KeyGone { location }),
-        None => (
-            TpmKey::open_or_create(&location, &Pins::default())?,
-            Outcome::KeyMade,
-        ),
+        None => (pin::open_or_create(&location, new_pin)?, Outcome::KeyMade),
     };
-    let (leaf, certificate_pem) = match held {
-        Some((leaf, _)) if leaf.spki != certificate::spki(&key)? => {
+    let state = match held {
+        Some(state) if state.leaf.spki != certificate::spki(&key)? => {
             return Err(InitError::OtherKey { location });
         }
-        Some(held) => held,
-        None => issue(identity, &key, now)?,
+        Some(state) if state.location == location => {
+            dir.export(&state)?;
+            return Ok((state, outcome));
+        }
+        Some(state) => State { location, ..state },
+        None => {
+            let (leaf, certificate_pem) = issue(identity, &key, now)?;
+            State {
+                leaf,
+                certificate_pem,
+                location,
+                retired: None,
+            }
+        }
     };
-    let state = State {
-        leaf,
-        certificate_pem,
-        location,
-    };
-    if !complete {
-        dir.save(&state)?;
-    }
+    dir.save(&state)?;
     Ok((state, outcome))
 }
 
-fn issue(
+/// A certificate for the key, and what is in it.
+pub(crate) fn issue(
     identity: &Identity,
     key: &dyn SigningKey,
     now: SystemTime,
@@ -117,43 +133,47 @@ fn issue(
     Ok((leaf, pem))
 }
 
-#[expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "the command's output"
-)]
-fn report(dir: &StateDir, state: &State, outcome: Outcome, as_json: bool) {
+fn report(
+    dir: &StateDir,
+    state: &State,
+    outcome: Outcome,
+    as_json: bool,
+) -> Result<(), OutputError> {
     let spki = state.leaf.spki.to_hex();
     let spki_file = dir.spki_path();
     let certificate_file = dir.certificate_path();
+    let verb = match outcome {
+        Outcome::KeyMade => "made",
+        Outcome::KeyFound => "found",
+    };
     if as_json {
-        let result = json!({
+        return print_json(&json!({
             "identity": state.leaf.identity.as_str(),
             "spki": spki,
             "spki_file": spki_file,
             "certificate_file": certificate_file,
             "tcti": state.location.tcti.to_string(),
             "handle": state.location.handle.to_string(),
-            "key": match outcome { Outcome::KeyMade => "made", Outcome::KeyFound => "found" },
-        });
-        println!("{result}");
-        return;
+            "key": verb,
+        }));
     }
-    let verb = match outcome {
-        Outcome::KeyMade => "made",
-        Outcome::KeyFound => "found",
-    };
     // An identity has no control characters, but may have some that reorder a terminal's line.
     let identity = state.leaf.identity.as_str().escape_debug();
-    println!("identity     {identity}");
-    println!("key          {} ({verb})", state.location);
-    println!("spki         {spki}");
-    println!("spki file    {}", spki_file.display());
-    println!("certificate  {}", certificate_file.display());
-    eprintln!("next: a principal permits a destination to this identity and key, with");
-    eprintln!(
-        "  agent-gateway-registry grant --key KEY --identity {identity} --spki {} \
+    print(&format!(
+        "identity     {identity}\n\
+         key          {} ({verb})\n\
+         spki         {spki}\n\
+         spki file    {}\n\
+         certificate  {}\n",
+        state.location,
+        spki_file.display(),
+        certificate_file.display()
+    ))?;
+    say(format_args!(
+        "next: a principal permits a destination to this identity and key, with\n  \
+         agent-gateway-registry grant --key KEY --identity {identity} --spki {} \
          --destination HOST:PORT --valid 30d",
         spki_file.display()
-    );
+    ));
+    Ok(())
 }

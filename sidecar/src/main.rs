@@ -2,8 +2,9 @@
 
 use std::process::ExitCode;
 
-use sidecar::cli::Command;
-use sidecar::{config, doctor, exec, failure, init, request, run, status};
+use clap::CommandFactory as _;
+use sidecar::cli::{Cli, Command};
+use sidecar::{config, doctor, exec, failure, init, request, rotate, run, status};
 use tpm::tss_log;
 
 fn main() -> ExitCode {
@@ -20,7 +21,14 @@ fn main() -> ExitCode {
         Command::Exec(args) => exec::run(&args),
         Command::Certificate(args) => request::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Rotate(args) => rotate::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Completions { shell } => {
+            manual::completions(Cli::command(), shell).map_err(failure::Failure::from)
+        }
+        Command::ManPages { folder } => {
+            manual::pages(Cli::command(), &folder).map_err(failure::Failure::from)
+        }
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,6 +1,7 @@
 //! The local HTTP/1.1 proxy: accepts connections, and hands each CONNECT to a tunnel.
 
 mod answer;
+mod client;
 mod connect;
 mod relay;
 
@@ -13,14 +14,19 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use listeners::Inherited;
+use rustix::net::sockopt::set_socket_send_buffer_size;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::client::Listener;
+use self::client::{Client, Peer};
 use crate::entrance::Token;
 use crate::gateway::Gateway;
+use crate::rekey::Rekey;
 
 /// Bounds on a request's header; over it the answer is 431.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
@@ -53,8 +59,12 @@ pub(crate) fn max_connections(max_tunnels: usize) -> usize {
     max_tunnels + SPARE_CONNECTIONS
 }
 
-/// Listens at `address`.
-pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+/// The socket that was handed over for `address`, or else a new one.
+pub fn listen(address: SocketAddr, inherited: &mut Inherited) -> io::Result<TcpListener> {
+    if let Some(listener) = inherited.tcp(address) {
+        set_socket_send_buffer_size(&listener, SEND_BUFFER as usize)?;
+        return TcpListener::from_std(listener);
+    }
     let socket = match address {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -73,11 +83,12 @@ pub struct Proxy(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     gateway: Arc<Gateway>,
-    /// `None`: everybody is served.
+    /// What a client must know, unless it is known by itself; `None`: everybody is served.
     token: Option<Token>,
     connections: Arc<Semaphore>,
     tunnels: Arc<Semaphore>,
     max_tunnels: usize,
+    rekey: Option<Rekey>,
     /// Everything that must end before the process does.
     tasks: TaskTracker,
     /// Cancelled when tunnels have had their time to end.
@@ -86,20 +97,28 @@ struct Shared {
 
 impl Proxy {
     /// Carries at most `max_tunnels` at once, for those who know the token.
-    pub fn new(gateway: Arc<Gateway>, token: Option<Token>, max_tunnels: usize) -> Self {
+    ///
+    /// `rekey` is how those may have it use another key.
+    pub fn new(
+        gateway: Arc<Gateway>,
+        token: Option<Token>,
+        max_tunnels: usize,
+        rekey: Option<Rekey>,
+    ) -> Self {
         Self(Arc::new(Shared {
             gateway,
             token,
             connections: Arc::new(Semaphore::new(max_connections(max_tunnels))),
             tunnels: Arc::new(Semaphore::new(max_tunnels)),
             max_tunnels,
+            rekey,
             tasks: TaskTracker::new(),
             cut: CancellationToken::new(),
         }))
     }
 
     /// Serves until `stop`, then closes the listener. Open tunnels go on: see [`Proxy::drain`].
-    pub async fn serve(&self, listener: TcpListener, stop: CancellationToken) {
+    pub async fn serve(&self, listener: Listener, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => {}
             () = self.accept(&listener, &stop) => {}
@@ -117,15 +136,19 @@ impl Proxy {
         }
     }
 
-    async fn accept(&self, listener: &TcpListener, stop: &CancellationToken) {
+    async fn accept(&self, listener: &Listener, stop: &CancellationToken) {
         // The semaphore is never closed.
         while let Ok(permit) = Arc::clone(&self.0.connections).acquire_owned().await {
             match listener.accept().await {
-                Ok((client, _)) => {
+                Ok((client, Peer::Stranger(user))) => {
+                    tracing::warn!(user, "refused: the client's user is not let in");
+                    client::turn_away(&client);
+                }
+                Ok((client, peer)) => {
                     let (proxy, stop) = (self.clone(), stop.clone());
                     self.0.tasks.spawn(async move {
                         let permit = Arc::new(permit);
-                        if let Err(error) = proxy.serve_client(client, &permit, &stop).await {
+                        if let Err(error) = proxy.serve_client(client, peer, &permit, &stop).await {
                             tracing::debug!(%error, "local connection ended");
                         }
                     });
@@ -141,16 +164,13 @@ impl Proxy {
     /// One client's connection up to its end, or to its tunnel, which goes on by itself.
     async fn serve_client(
         &self,
-        client: TcpStream,
+        client: Client,
+        peer: Peer,
         permit: &connect::ConnectionPermit,
         stop: &CancellationToken,
     ) -> hyper::Result<()> {
-        if let Err(error) = client.set_nodelay(true) {
-            tracing::debug!(%error, "local connection lost");
-            return Ok(());
-        }
         let service = service_fn(|request| async {
-            Ok::<_, Infallible>(self.answer(request, Arc::clone(permit)).await)
+            Ok::<_, Infallible>(self.answer(request, peer, Arc::clone(permit)).await)
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())

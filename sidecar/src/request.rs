@@ -4,26 +4,37 @@ use permission::Leaf;
 
 use crate::cli::CertificateArgs;
 use crate::failure::Failure;
+use crate::output::print;
+use crate::rotate::RotateError;
 use crate::run::load;
 use crate::state::StateDir;
 
 /// Runs the command.
-#[expect(clippy::print_stdout, reason = "the command's output")]
 pub fn run(args: &CertificateArgs) -> Result<(), Failure> {
-    let state = load(&StateDir::new(&args.state.dir))?;
-    if args.spki {
-        println!("{}", state.leaf.spki.to_hex());
+    let (leaf, certificate_pem) = chosen(&StateDir::new(&args.state.dir), args.next)?;
+    Ok(print(&if args.spki {
+        format!("{}\n", leaf.spki.to_hex())
     } else if args.request {
-        print!("{}", request(&state.leaf, &state.certificate_pem));
+        request(&leaf, &certificate_pem)
     } else {
-        print!("{}", state.certificate_pem);
+        certificate_pem
+    })?)
+}
+
+fn chosen(dir: &StateDir, next: bool) -> Result<(Leaf, String), Failure> {
+    let state = load(dir)?;
+    if !next {
+        return Ok((state.leaf, state.certificate_pem));
     }
-    Ok(())
+    let next = dir.next().map_err(RotateError::from)?;
+    Ok(next
+        .and_then(|next| next.certificate)
+        .ok_or(RotateError::NoneBegun)?)
 }
 
 /// A text for a principal, which is a file for `grant --spki` too: PEM may have anything before its
 /// first line (RFC 7468, section 2).
-fn request(leaf: &Leaf, certificate_pem: &str) -> String {
+pub(crate) fn request(leaf: &Leaf, certificate_pem: &str) -> String {
     // An identity may hold characters that reorder a terminal's line.
     let identity = leaf.identity.as_str().escape_debug();
     format!(

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use listeners::{Access, Inherited, InheritedError, PrivateSocket, SocketError, manager};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject as _};
@@ -13,12 +14,14 @@ use tokio_util::sync::CancellationToken;
 use tpm::{Location, TpmError, TpmKey};
 
 use crate::cli::RunArgs;
-use crate::credential::{Credential, CredentialError};
+use crate::credential::{Credential, CredentialError, CurrentCredential};
 use crate::entrance::{Entrance, Token};
 use crate::failure::Failure;
 use crate::gateway::{Connector, Gateway};
 use crate::open_files;
-use crate::proxy::{self, Proxy};
+use crate::pin::{self, PinError};
+use crate::proxy::{self, Listener, Proxy};
+use crate::rekey::Rekey;
 use crate::state::{RunLock, State, StateDir, StateError};
 use crate::telemetry::{Telemetry, TelemetryError};
 
@@ -34,6 +37,9 @@ pub enum RunError {
     /// The TPM doesn't give the key.
     #[error(transparent)]
     Tpm(#[from] TpmError),
+    /// The key wants a PIN.
+    #[error(transparent)]
+    Pin(#[from] PinError),
     /// The TPM has no such key.
     #[error("there is no key {location}")]
     NoKey {
@@ -65,6 +71,12 @@ pub enum RunError {
         /// Why not.
         source: io::Error,
     },
+    /// The Unix socket can't be had.
+    #[error("--socket: {0}")]
+    Socket(#[from] SocketError),
+    /// What the service manager passed can't be used.
+    #[error(transparent)]
+    Inherited(#[from] InheritedError),
     /// Nobody could say who acts as the agent.
     #[error("--open-to-all would open {0} to the network")]
     OpenToNetwork(SocketAddr),
@@ -93,21 +105,23 @@ impl From<TelemetryError> for RunError {
 
 /// Runs the command.
 pub fn run(args: RunArgs) -> Result<(), Failure> {
+    // The process has a single thread up to here.
+    let inherited = Inherited::from_env().map_err(RunError::Inherited)?;
     let runtime = tokio::runtime::Runtime::new().map_err(RunError::Runtime)?;
-    let done = runtime.block_on(start_and_serve(args));
+    let done = runtime.block_on(start_and_serve(args, inherited));
     // What still waits for the TPM or for a name must not hold up the end.
     runtime.shutdown_background();
     Ok(done?)
 }
 
-async fn start_and_serve(args: RunArgs) -> Result<(), RunError> {
+async fn start_and_serve(args: RunArgs, inherited: Inherited) -> Result<(), RunError> {
     let telemetry = Telemetry::start()?;
-    let served = serve(args).await;
+    let served = serve(args, inherited).await;
     telemetry.stop().await;
     served
 }
 
-async fn serve(args: RunArgs) -> Result<(), RunError> {
+async fn serve(args: RunArgs, mut inherited: Inherited) -> Result<(), RunError> {
     // From here on signals are ours: none may leave an announced address behind.
     let stop = stop_signal().map_err(RunError::Runtime)?;
     let token = token(&args)?;
@@ -115,31 +129,68 @@ async fn serve(args: RunArgs) -> Result<(), RunError> {
     let state = load(&dir)?;
     let lock = dir.lock()?;
     let identity = state.leaf.identity.as_str().to_owned();
-    let credential = open_credential(&state)?;
-    let authorities = authorities(&args.ca)?;
+    let (credential, pin) = open_credential(&state, pin::unlock)?;
+    let credential = CurrentCredential::new(credential);
     let connector = Connector::new(
         args.gateways,
         args.server_name.as_ref(),
-        authorities,
-        credential,
+        authorities(&args.ca)?,
+        credential.clone(),
     )
     .map_err(RunError::Tls)?;
     let gateway = Gateway::new(connector, args.open_timeout);
+    let rekey = Rekey::new(dir.clone(), &state, pin, credential, Arc::clone(&gateway));
     open_files::make_room(proxy::max_connections(args.max_tunnels.into()));
-    let proxy = Proxy::new(Arc::clone(&gateway), token.clone(), args.max_tunnels.into());
+    let most = args.max_tunnels.into();
+    let proxy = Proxy::new(Arc::clone(&gateway), token.clone(), most, Some(rekey));
     let address = args.listen;
     let listen = |source| RunError::Listen { address, source };
-    let listener = proxy::listen(address).map_err(listen)?;
+    let listener = proxy::listen(address, &mut inherited).map_err(listen)?;
     let address = listener.local_addr().map_err(RunError::Runtime)?;
+    let socket = match &args.socket {
+        Some(path) => Some(open_socket(path, &args.socket_uids, &mut inherited).await?),
+        None => None,
+    };
+    inherited.all_taken()?;
     let entrance = Entrance { address, token };
     announce(&dir, &lock, &entrance, &identity)?;
     gateway.connect_early();
-    proxy.serve(listener, stop).await;
+    tell(manager::ready());
+    let port = proxy.serve(Listener::Port(listener), stop.clone());
+    match socket {
+        Some(socket) => drop(tokio::join!(port, proxy.serve(socket, stop))),
+        None => port.await,
+    }
+    tell(manager::stopping());
     // Nobody is sent here any more, and the next sidecar may start.
     drop(lock);
     proxy.drain().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// For processes of this user, or of those that are named.
+async fn open_socket(
+    path: &Path,
+    users: &[u32],
+    inherited: &mut Inherited,
+) -> Result<Listener, RunError> {
+    let path = std::path::absolute(path).map_err(RunError::Runtime)?;
+    let own = rustix::process::geteuid().as_raw();
+    let (access, users) = if users.is_empty() {
+        (Access::Owner, vec![own])
+    } else {
+        (Access::Everybody, users.to_vec())
+    };
+    let socket = PrivateSocket::open(&path, access, inherited).await?;
+    tracing::info!(socket = %path.display(), ?users, "serves processes of these users");
+    Ok(Listener::Socket(socket, users))
+}
+
+fn tell(told: io::Result<()>) {
+    if let Err(error) = told {
+        tracing::warn!(%error, "the service manager can't be told");
+    }
 }
 
 fn token(args: &RunArgs) -> Result<Option<Token>, RunError> {
@@ -189,16 +240,21 @@ pub(crate) fn load(dir: &StateDir) -> Result<State, RunError> {
         .ok_or_else(|| RunError::NoState(dir.path().to_owned()))
 }
 
-fn open_credential(state: &State) -> Result<Credential, RunError> {
+/// The state's key, joined with its certificate, once `unlock` has made it sign.
+pub(crate) fn open_credential<T>(
+    state: &State,
+    unlock: impl FnOnce(&TpmKey) -> Result<T, PinError>,
+) -> Result<(Credential, T), RunError> {
     let location = &state.location;
-    let key =
-        tokio::task::block_in_place(|| TpmKey::open(location))?.ok_or_else(|| RunError::NoKey {
+    let (key, unlocked) = tokio::task::block_in_place(|| {
+        let key = TpmKey::open(location)?.ok_or_else(|| RunError::NoKey {
             location: location.clone(),
         })?;
-    Ok(Credential::new(
-        state.certificate_pem.as_bytes(),
-        Arc::new(key),
-    )?)
+        let unlocked = unlock(&key)?;
+        Ok::<_, RunError>((key, unlocked))
+    })?;
+    let certificate = state.certificate_pem.as_bytes();
+    Ok((Credential::new(certificate, Arc::new(key))?, unlocked))
 }
 
 /// The certificates in a PEM file; each must be one that can vouch.

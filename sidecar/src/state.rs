@@ -1,25 +1,34 @@
-//! The folder in which a sidecar keeps what it must find again: certificate, public key, where
-//! the private key is, and, while it runs, where it listens.
+//! The folder in which a sidecar keeps what it must find again: the certificate, where the private
+//! key is, and, while it runs, where it listens.
+//!
+//! `sidecar.json` is the state; it is replaced as a whole, so that certificate and key always belong
+//! together. What else is there of it (certificate, public key) is written for others to read.
 //!
 //! The private key is in the TPM, but whoever can write here can lead the agent's requests elsewhere,
 //! and whoever can read the URL of the running proxy can send some: it belongs to its owner alone.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+mod record;
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use permission::{Identity, Leaf};
 use rustix::fs::{FlockOperation, flock};
-use serde::{Deserialize, Serialize};
-use tpm::Location;
 
-use crate::certificate;
+pub use self::record::{Next, Retired, State};
 use crate::entrance::Entrance;
 
 /// Largest file that is read back, in bytes.
 const MAX_FILE_BYTES: u64 = 64 * 1024;
+
+/// How often a lock is tried, and how long until the next time.
+const LOCK_ATTEMPTS: u32 = 10;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
+/// The same while another command changes the state, and may have to wait for the TPM.
+const CHANGE_ATTEMPTS: u32 = 500;
 
 /// Why the state can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +63,12 @@ pub enum StateError {
         /// What is wrong with it.
         what: String,
     },
+    /// Another command changes it.
+    #[error("another command is changing {path}")]
+    Changing {
+        /// The folder.
+        path: PathBuf,
+    },
     /// Another process runs this sidecar.
     #[error("a sidecar already runs for {path}")]
     Running {
@@ -63,28 +78,8 @@ pub enum StateError {
 }
 
 /// An agent's state folder.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct StateDir(PathBuf);
-
-/// What `init` left there.
-#[derive(Debug)]
-pub struct State {
-    /// Identity and public key, as in the certificate.
-    pub leaf: Leaf,
-    /// The certificate.
-    pub certificate_pem: String,
-    /// Where the private key is.
-    pub location: Location,
-}
-
-/// `sidecar.json`
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Settings {
-    identity: String,
-    tcti: String,
-    handle: String,
-}
 
 impl StateDir {
     /// The folder at `path`, which need not exist yet.
@@ -108,8 +103,12 @@ impl StateDir {
         self.0.join("spki.hex")
     }
 
-    fn settings_path(&self) -> PathBuf {
+    fn record_path(&self) -> PathBuf {
         self.0.join("sidecar.json")
+    }
+
+    fn next_path(&self) -> PathBuf {
+        self.0.join("next.json")
     }
 
     /// The URL of the running proxy, with its token.
@@ -133,62 +132,80 @@ impl StateDir {
     /// Reads the state; `None` if `init` never ran to its end here.
     pub fn load(&self) -> Result<Option<State>, StateError> {
         self.check_owner()?;
-        let Some((leaf, certificate_pem)) = self.certificate()? else {
-            return Ok(None);
-        };
-        let path = self.settings_path();
+        let path = self.record_path();
         let Some(text) = read(&path)? else {
             return Ok(None);
         };
-        let damaged = |what: &str| StateError::Damaged {
-            path: path.clone(),
-            what: what.to_owned(),
-        };
-        let settings: Settings =
-            serde_json::from_str(&text).map_err(|error| damaged(&error.to_string()))?;
-        let tcti = settings.tcti.parse().map_err(|_| damaged("tcti"))?;
-        let handle = settings.handle.parse().map_err(|_| damaged("handle"))?;
-        if Identity::parse(&settings.identity).ok().as_ref() != Some(&leaf.identity) {
-            return Err(damaged("the certificate is for another identity"));
+        match State::from_text(&text) {
+            Ok(state) => Ok(Some(state)),
+            Err(what) => Err(StateError::Damaged { path, what }),
         }
-        Ok(Some(State {
-            leaf,
-            certificate_pem,
-            location: Location { tcti, handle },
-        }))
     }
 
-    /// The certificate alone, which an `init` that was interrupted may have left.
-    pub fn certificate(&self) -> Result<Option<(Leaf, String)>, StateError> {
-        let path = self.certificate_path();
-        let Some(pem) = read(&path)? else {
+    /// Writes the state, at once or not at all, and then what others read of it.
+    pub fn save(&self, state: &State) -> Result<(), StateError> {
+        self.replace(&self.record_path(), &state.to_text())?;
+        self.export(state)
+    }
+
+    /// Writes certificate and public key, where they aren't there yet.
+    pub fn export(&self, state: &State) -> Result<(), StateError> {
+        let spki = format!("{}\n", state.leaf.spki.to_hex());
+        for (path, text) in [
+            (self.certificate_path(), &state.certificate_pem),
+            (self.spki_path(), &spki),
+        ] {
+            if read(&path)?.as_ref() != Some(text) {
+                self.replace(&path, text)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The key that is to replace this one, if a rotation has begun.
+    pub fn next(&self) -> Result<Option<Next>, StateError> {
+        let path = self.next_path();
+        let Some(text) = read(&path)? else {
             return Ok(None);
         };
-        match certificate::read(pem.as_bytes()) {
-            Ok(leaf) => Ok(Some((leaf, pem))),
-            Err(error) => Err(StateError::Damaged {
-                path,
-                what: error.to_string(),
-            }),
+        match Next::from_text(&text) {
+            Ok(next) => Ok(Some(next)),
+            Err(what) => Err(StateError::Damaged { path, what }),
         }
     }
 
-    /// Writes the state. The settings come last: without them there is no state.
-    pub fn save(&self, state: &State) -> Result<(), StateError> {
-        let settings = Settings {
-            identity: state.leaf.identity.as_str().to_owned(),
-            tcti: state.location.tcti.to_string(),
-            handle: state.location.handle.to_string(),
+    /// Writes down which key is to be the next one.
+    pub fn save_next(&self, next: &Next) -> Result<(), StateError> {
+        self.replace(&self.next_path(), &next.to_text())
+    }
+
+    /// Forgets it.
+    pub fn remove_next(&self) -> Result<(), StateError> {
+        let path = self.next_path();
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                Err(Self::write_error(&path, error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes the right to change the state, for which others wait a moment at most.
+    pub fn lock_changes(&self) -> Result<File, StateError> {
+        let path = &self.0;
+        let failed = |source| StateError::Read {
+            path: path.clone(),
+            source,
         };
-        let path = self.settings_path();
-        let settings = serde_json::to_string_pretty(&settings)
-            .map_err(|error| Self::write_error(&path, error.into()))?;
-        self.replace(&self.certificate_path(), &state.certificate_pem)?;
-        self.replace(
-            &self.spki_path(),
-            &format!("{}\n", state.leaf.spki.to_hex()),
-        )?;
-        self.replace(&path, &format!("{settings}\n"))
+        let folder = File::open(path).map_err(failed)?;
+        for _ in 0..CHANGE_ATTEMPTS {
+            match folder.try_lock() {
+                Ok(()) => return Ok(folder),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(LOCK_PAUSE),
+                Err(TryLockError::Error(source)) => return Err(failed(source)),
+            }
+        }
+        Err(StateError::Changing { path: path.clone() })
     }
 
     /// Takes the right to run this sidecar, which one process at a time has.
@@ -202,14 +219,14 @@ impl StateDir {
             .open(&path)
             .map_err(|source| Self::write_error(&path, source))?;
         // `running` holds the lock for the moment in which it looks.
-        for _ in 0..10 {
+        for _ in 0..LOCK_ATTEMPTS {
             if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() {
                 return Ok(RunLock {
                     _file: file,
                     url: self.url_path(),
                 });
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(LOCK_PAUSE);
         }
         Err(StateError::Running {
             path: self.0.clone(),

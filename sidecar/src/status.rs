@@ -1,18 +1,20 @@
 //! `status`: whose sidecar this is, and how the one that runs is doing.
 
+use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use permission::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cli::StatusArgs;
 use crate::entrance::Entrance;
 use crate::failure::Failure;
 use crate::inquiry;
-use crate::state::{State, StateDir, StateError};
+use crate::output::{OutputError, print, print_json};
+use crate::state::{Next, State, StateDir, StateError};
 
 /// Where a running sidecar answers, to those who know its token.
 pub(crate) const PATH: &str = "/status";
@@ -20,6 +22,8 @@ pub(crate) const PATH: &str = "/status";
 /// What a running sidecar says of itself. Times are seconds since 1970.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Live {
+    /// The key in use, which `rotate` may be about to change: hex.
+    pub(crate) spki: Option<String>,
     pub(crate) gateways: Vec<String>,
     /// Connections to a gateway that are up.
     pub(crate) connections: usize,
@@ -47,6 +51,9 @@ pub enum StatusError {
     /// The state can't be used.
     #[error(transparent)]
     State(#[from] StateError),
+    /// Nobody reads it.
+    #[error(transparent)]
+    Output(#[from] OutputError),
     /// What there is was shown.
     #[error("no sidecar runs for {0}")]
     NotRunning(PathBuf),
@@ -72,7 +79,12 @@ fn show(args: &StatusArgs) -> Result<(), StatusError> {
         Ok(None) => (None, Err(StatusError::NotRunning(dir.path().to_owned()))),
         Err(error) => (None, Err(StatusError::NoAnswer(error))),
     };
-    print(&dir, &state, running.as_ref(), shown.as_ref(), args.json);
+    let next = dir.next()?;
+    let key = KeyShown {
+        state: &state,
+        next: next.as_ref(),
+    };
+    print_all(&dir, &key, running.as_ref(), shown.as_ref(), args.json)?;
     outcome
 }
 
@@ -85,59 +97,127 @@ pub(crate) fn ask(entrance: &Entrance) -> io::Result<Live> {
     Ok(serde_json::from_str(&answer.body)?)
 }
 
-#[expect(clippy::print_stdout, reason = "the command's output")]
-fn print(
+/// The key, and what a rotation has made of it so far.
+struct KeyShown<'a> {
+    state: &'a State,
+    next: Option<&'a Next>,
+}
+
+impl KeyShown<'_> {
+    fn json(&self) -> (Value, Value) {
+        let next = self.next.map(|next| {
+            let spki = next
+                .certificate
+                .as_ref()
+                .map(|(leaf, _)| leaf.spki.to_hex());
+            json!({
+                "tcti": next.location.tcti.to_string(),
+                "handle": next.location.handle.to_string(),
+                "spki": spki,
+            })
+        });
+        let retired = self.state.retired.as_ref().map(|retired| {
+            json!({
+                "tcti": retired.location.tcti.to_string(),
+                "handle": retired.location.handle.to_string(),
+                "spki": retired.spki.to_hex(),
+            })
+        });
+        (json!(next), json!(retired))
+    }
+
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let state = self.state;
+        let mut lines = vec![
+            (
+                "identity",
+                state.leaf.identity.as_str().escape_debug().to_string(),
+            ),
+            ("key", state.location.to_string()),
+            ("spki", state.leaf.spki.to_hex()),
+        ];
+        if let Some(next) = self.next {
+            lines.push((
+                "next key",
+                format!("{}, not in use yet: see `rotate`", next.location),
+            ));
+            if let Some((leaf, _)) = &next.certificate {
+                lines.push(("next spki", leaf.spki.to_hex()));
+            }
+        }
+        if let Some(retired) = &state.retired {
+            let told = "not removed yet: give `rotate --finish` again";
+            lines.push(("old key", format!("{}, {told}", retired.location)));
+        }
+        lines
+    }
+}
+
+fn print_all(
     dir: &StateDir,
-    state: &State,
+    key: &KeyShown<'_>,
     running: Option<&Entrance>,
     live: Option<&Live>,
     as_json: bool,
-) {
+) -> Result<(), OutputError> {
     // Without the token.
     let address = running.map(|entrance| entrance.reachable().to_string());
-    let identity = state.leaf.identity.as_str();
+    let state = key.state;
     if as_json {
-        let result = json!({
-            "identity": identity,
+        let (next, retired) = key.json();
+        return print_json(&json!({
+            "identity": state.leaf.identity.as_str(),
             "spki": state.leaf.spki.to_hex(),
             "tcti": state.location.tcti.to_string(),
             "handle": state.location.handle.to_string(),
+            "next": next,
+            "retired": retired,
             "certificate_file": dir.certificate_path(),
             "running": running.is_some(),
             "proxy": address,
             "url_file": running.map(|_| dir.url_path()),
             "live": live,
-        });
-        println!("{result}");
-        return;
+        }));
     }
-    println!("identity        {}", identity.escape_debug());
-    println!("key             {}", state.location);
-    println!("spki            {}", state.leaf.spki.to_hex());
-    println!("certificate     {}", dir.certificate_path().display());
-    let Some(address) = address else {
-        println!("proxy           not running");
-        return;
-    };
-    println!("proxy           {address}");
-    println!("proxy url       {}", dir.url_path().display());
-    let Some(live) = live else { return };
-    let now = unix_seconds(SystemTime::now());
-    println!("gateway         {}", live.gateways.join(", "));
-    println!("connections     {}", live.connections);
-    println!("tunnels         {} of {}", live.tunnels, live.max_tunnels);
+    let mut lines = key.lines();
+    lines.push(("certificate", dir.certificate_path().display().to_string()));
+    match address {
+        None => lines.push(("proxy", "not running".to_owned())),
+        Some(address) => {
+            lines.push(("proxy", address));
+            lines.push(("proxy url", dir.url_path().display().to_string()));
+        }
+    }
+    if let Some(live) = live {
+        lines.extend(live_lines(live, unix_seconds(SystemTime::now())));
+    }
+    let text = lines.iter().fold(String::new(), |mut text, (name, value)| {
+        // Writing to a String can't fail.
+        let _ = writeln!(text, "{name:<15} {value}");
+        text
+    });
+    print(&text)
+}
+
+fn live_lines(live: &Live, now: u64) -> Vec<(&'static str, String)> {
     let handshake = live.last_handshake.map(|at| time(at, now));
-    println!(
-        "last handshake  {}",
-        handshake.as_deref().unwrap_or("never")
-    );
+    let mut lines = vec![
+        ("gateway", live.gateways.join(", ")),
+        ("connections", live.connections.to_string()),
+        (
+            "tunnels",
+            format!("{} of {}", live.tunnels, live.max_tunnels),
+        ),
+        (
+            "last handshake",
+            handshake.unwrap_or_else(|| "never".to_owned()),
+        ),
+    ];
     if let Some(failure) = &live.last_failure {
-        println!(
-            "last failure    {}: {}",
-            time(failure.at, now),
-            failure.error
-        );
+        let told = format!("{}: {}", time(failure.at, now), failure.error);
+        lines.push(("last failure", told));
     }
+    lines
 }
 
 pub(crate) fn unix_seconds(time: SystemTime) -> u64 {

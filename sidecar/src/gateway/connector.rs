@@ -16,7 +16,7 @@ use tokio_rustls::client::TlsStream;
 use super::address::GatewayAddress;
 use super::avoided::Avoided;
 use super::connection::Connection;
-use crate::credential::{Credential, SigningFailed};
+use crate::credential::{CurrentCredential, SigningFailed};
 
 /// How long one attempt may take in all, over all gateways and their addresses. Those that failed
 /// come last in the next one, so each has its turn.
@@ -85,7 +85,7 @@ impl Connector {
         gateways: Vec<GatewayAddress>,
         server_name: Option<&ServerName<'static>>,
         authorities: RootCertStore,
-        credential: Credential,
+        credential: CurrentCredential,
     ) -> Result<Self, rustls::Error> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let mut tls = ClientConfig::builder_with_provider(provider)
@@ -297,6 +297,7 @@ mod tests {
 
     use super::*;
     use crate::certificate;
+    use crate::credential::Credential;
 
     fn connector() -> Connector {
         let folder = tempfile::tempdir().unwrap();
@@ -304,6 +305,7 @@ mod tests {
         let identity = Identity::parse("agent-alpha").unwrap();
         let pem = certificate::issue(&identity, &*key, SystemTime::now()).unwrap();
         let credential = Credential::new(pem.as_bytes(), key).unwrap();
+        let credential = CurrentCredential::new(credential);
         let gateway = "gateway:8443".parse().unwrap();
         Connector::new(vec![gateway], None, RootCertStore::empty(), credential).unwrap()
     }

@@ -40,6 +40,8 @@ struct State {
     next_attempt: Option<Instant>,
     last_connected: Option<SystemTime>,
     last_failure: Option<(SystemTime, Arc<ConnectError>)>,
+    /// How often all connections were given up; one whose making began before is, too.
+    renewals: u64,
 }
 
 /// How the way to the gateway is, for whoever asks.
@@ -111,6 +113,13 @@ impl Pool {
         self.state().connections.remove(&connection);
     }
 
+    /// No more tunnels on any connection that there is; those that are open go on.
+    pub(super) fn renew(&self) {
+        let mut state = self.state();
+        state.renewals += 1;
+        state.connections.clear();
+    }
+
     /// The attempt that goes on, or a new one.
     fn attempt(self: &Arc<Self>, state: &mut State) -> watch::Receiver<Outcome> {
         if let Some(attempt) = &state.attempt {
@@ -122,19 +131,26 @@ impl Pool {
         let (told, outcome) = watch::channel(None);
         state.attempt = Some(outcome.clone());
         let (pool, not_before) = (Arc::clone(self), state.next_attempt);
+        let renewals = state.renewals;
         tokio::spawn(async move {
             if let Some(not_before) = not_before {
                 sleep_until(not_before).await;
             }
             let result = pool.connector.connect().await;
-            told.send_replace(Some(pool.record(result)));
+            told.send_replace(Some(pool.record(result, renewals)));
         });
         outcome
     }
 
-    fn record(&self, result: Result<Connection, ConnectError>) -> Result<(), Arc<ConnectError>> {
+    fn record(
+        &self,
+        result: Result<Connection, ConnectError>,
+        renewals: u64,
+    ) -> Result<(), Arc<ConnectError>> {
         let mut state = self.state();
         match result {
+            // Whoever waits finds no room, and begins another attempt.
+            Ok(_) if state.renewals != renewals => Ok(()),
             Ok(connection) => {
                 state.made += 1;
                 let number = state.made;

@@ -5,10 +5,9 @@ use h2::Reason;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderName, PROXY_AUTHENTICATE, RETRY_AFTER};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 use http_body_util::Full;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::gateway::{ConnectError, OpenError, Refusal};
-use crate::status::Live;
 
 pub(super) type Body = Full<Bytes>;
 
@@ -57,10 +56,9 @@ fn hand_on(names: &[HeaderName], from: &HeaderMap, to: &mut Response<Body>) {
     }
 }
 
-/// How the sidecar is doing.
-pub(super) fn status(live: &Live) -> Response<Body> {
-    let body = json!(live);
-    let mut response = closing(StatusCode::OK, Bytes::from(format!("{body}\n")));
+/// What the sidecar says of itself.
+pub(super) fn json(status: StatusCode, body: &Value) -> Response<Body> {
+    let mut response = closing(status, Bytes::from(format!("{body}\n")));
     let json = HeaderValue::from_static("application/json");
     response.headers_mut().insert(CONTENT_TYPE, json);
     response

@@ -4,19 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::Authority;
-use http::{HeaderMap, Method, Request, Response, Uri};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use serde_json::json;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::sleep;
 use tracing::{Instrument as _, Span, field};
 
 use super::answer::{self, Body, Local};
+use super::client::{Client, Peer};
 use super::relay::{self, Ended};
 use super::{Proxy, is_gone};
 use crate::gateway::{Answer, OpenError, Tunnel};
+use crate::rekey;
 use crate::status::{self, FailedAttempt, Live};
 use crate::telemetry;
 
@@ -31,16 +33,31 @@ impl Proxy {
     pub(super) async fn answer(
         &self,
         request: Request<Incoming>,
+        peer: Peer,
         connection: ConnectionPermit,
     ) -> Response<Body> {
-        if let Some(token) = &self.0.token
+        if peer == Peer::Unknown
+            && let Some(token) = &self.0.token
             && !token.is_in(request.headers())
         {
             tracing::info!("refused: the client does not know the token");
             return answer::local(&Local::NoToken);
         }
         if request.method() == Method::GET && *request.uri() == status::PATH {
-            return answer::status(&self.status());
+            return answer::json(StatusCode::OK, &json!(self.status().await));
+        }
+        if request.method() == Method::POST
+            && *request.uri() == rekey::PATH
+            && let Some(rekey) = &self.0.rekey
+        {
+            return match rekey.run().await {
+                Ok(spki) => answer::json(StatusCode::OK, &json!({ "spki": spki.to_hex() })),
+                Err(error) => {
+                    tracing::warn!(%error, "can't use another key");
+                    let told = json!({ "error": error.to_string() });
+                    answer::json(StatusCode::SERVICE_UNAVAILABLE, &told)
+                }
+            };
         }
         if request.method() != Method::CONNECT {
             return answer::local(&Local::NotConnect);
@@ -64,9 +81,14 @@ impl Proxy {
         response
     }
 
-    fn status(&self) -> Live {
+    async fn status(&self) -> Live {
         let way = self.0.gateway.way();
+        let spki = match &self.0.rekey {
+            Some(rekey) => Some(rekey.current().await.to_hex()),
+            None => None,
+        };
         Live {
+            spki,
             gateways: way.gateways,
             connections: way.connections,
             tunnels: self.0.max_tunnels - self.0.tunnels.available_permits(),
@@ -186,8 +208,8 @@ fn authority(uri: &Uri) -> Option<Authority> {
 }
 
 /// The client's socket, and what it sent right behind its header.
-fn into_parts(upgraded: Upgraded) -> Option<(TcpStream, bytes::Bytes)> {
-    let parts = upgraded.downcast::<TokioIo<TcpStream>>().ok()?;
+fn into_parts(upgraded: Upgraded) -> Option<(Client, bytes::Bytes)> {
+    let parts = upgraded.downcast::<TokioIo<Client>>().ok()?;
     Some((parts.io.into_inner(), parts.read_buf))
 }
 

@@ -7,11 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::time::timeout;
 
+use super::client::{self, Client};
 use crate::gateway::{Cut, Downstream, Tunnel, Upstream};
 
 /// Most bytes read from a client at once.
@@ -45,14 +44,14 @@ pub(super) struct Carried {
 
 /// Moves bytes until both directions have ended, one breaks, or `stop`.
 pub(super) async fn run(
-    mut client: TcpStream,
+    mut client: Client,
     early: Bytes,
     mut tunnel: Tunnel,
     stop: impl Future<Output = ()>,
 ) -> Carried {
     let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
     let ended = {
-        let (read, write) = client.split();
+        let (read, write) = client::split(&mut client);
         let (upstream, downstream) = tunnel.split();
         let both = async {
             tokio::try_join!(
@@ -67,9 +66,7 @@ pub(super) async fn run(
     };
     if !matches!(ended, Ended::Orderly) {
         tunnel.reset();
-        // Closed with a reset: the client must not take it for the end of the data. Fails only on
-        // a socket that is gone already.
-        let _ = client.set_zero_linger();
+        client::reset_when_dropped(&client);
     }
     Carried {
         ended,
@@ -81,7 +78,7 @@ pub(super) async fn run(
 /// Ends without an error when the gateway wants no more; whether that was a cut, the other
 /// direction knows.
 async fn upload(
-    mut client: ReadHalf<'_>,
+    mut client: impl AsyncRead + Unpin,
     early: Bytes,
     mut upstream: Upstream<'_>,
     sent: &AtomicU64,
@@ -112,7 +109,7 @@ async fn upload(
 /// times their size in memory, and in the end cost the connection with everybody's tunnels.
 async fn download(
     mut downstream: Downstream<'_>,
-    mut client: WriteHalf<'_>,
+    mut client: impl AsyncWrite + Unpin,
     received: &AtomicU64,
 ) -> Result<(), Ended> {
     // At most the stream's window.
@@ -151,7 +148,7 @@ async fn download(
 
 /// Writes as much as the client takes now.
 async fn write_some(
-    client: &mut WriteHalf<'_>,
+    client: &mut (impl AsyncWrite + Unpin),
     unread: &mut BytesMut,
     received: &AtomicU64,
 ) -> io::Result<usize> {

@@ -126,11 +126,18 @@ fn another_key_is_refused_and_nothing_changed() {
 fn interrupted_init_is_completed() {
     let agent = Agent::initialised();
     let before = FILES.map(|name| agent.read(name));
-    for name in ["spki.hex", "sidecar.json"] {
+    for name in ["spki.hex", "machine-client.pem"] {
         fs::remove_file(agent.file(name)).unwrap();
     }
     assert!(agent.init(&[]).status.success());
     assert_eq!(FILES.map(|name| agent.read(name)), before);
+    // The key was made, and nothing of it written down.
+    let spki = agent.spki();
+    for name in FILES {
+        fs::remove_file(agent.file(name)).unwrap();
+    }
+    assert!(agent.init(&[]).status.success());
+    assert_eq!(agent.spki(), spki);
 }
 
 #[test]

@@ -63,7 +63,7 @@ async fn what_does_not_fit_together_is_refused_at_the_start() {
     assert!(told.contains("error: there is no key 0x81010009"), "{told}");
     fs::write(
         agent.file("sidecar.json"),
-        settings.replace("agent-alpha", "agent-beta"),
+        settings.replace("BEGIN CERTIFICATE", "BEGIN"),
     )
     .unwrap();
     assert_eq!(refused(&agent, &[]).0, 65);

@@ -8,6 +8,7 @@
     reason = "a test that can't go on has failed"
 )]
 
+mod activation;
 mod agent;
 mod client;
 mod exec;
@@ -15,9 +16,14 @@ mod gateway;
 mod init;
 mod lifecycle;
 mod local_clients;
+mod manual;
 mod outages;
 mod people;
+mod pins;
 mod refusals;
+mod rotation;
+mod sockets;
 mod token;
 mod trace;
 mod tunnels;
+mod user;
