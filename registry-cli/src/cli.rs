@@ -8,12 +8,14 @@
     reason = "the comments are the help text, in which backticks would show"
 )]
 
+mod database_url;
 mod grants;
 mod listings;
 mod revocations;
 
 use clap::{Parser, Subcommand};
 
+pub use self::database_url::DatabaseUrl;
 pub use self::grants::{
     ExportArgs, GrantArgs, GrantScopeArgs, ImportArgs, KeyArgs, NewKeyArgs, RegisterKeyArgs,
     RotateKeyArgs,
@@ -24,8 +26,7 @@ pub use self::revocations::{ImpactArgs, RevokeArgs, RevokeKeyArgs, RevokeScopeAr
 const ENVIRONMENT: &str = "\
 Environment:
   AGENT_GATEWAY_DATABASE_URL  the registry, as postgres://user:password@host:5432/database
-                              (else DATABASE_URL); there is no option for it, because other
-                              users can see a program's arguments
+                              (else DATABASE_URL), where --database-url is not given
   AGENT_GATEWAY_TCTI          the TPM, where --tcti is not given
   AGENT_GATEWAY_TPM_USER_PIN  the PIN of the key in the TPM, if it has one; at a terminal you
                               are asked for what is not set
@@ -74,6 +75,10 @@ pub struct Cli {
     /// Print the result as JSON
     #[arg(long, global = true)]
     pub json: bool,
+    /// The registry, instead of the environment's. A password in it can be seen by other users of
+    /// the machine
+    #[arg(long, global = true, value_name = "URL")]
+    pub database_url: Option<DatabaseUrl>,
 }
 
 /// The commands.

@@ -1,19 +1,40 @@
-//! The environment variables of this program, and nowhere else are any read.
+//! The environment variables of this program, and nowhere else are any read; and the one option
+//! that goes before them in every command.
 
 use std::env::{self, VarError};
+use std::sync::OnceLock;
 
 use tpm::{Pin, Tcti};
 use zeroize::Zeroizing;
 
+use crate::cli::DatabaseUrl;
 use crate::failure::{Failure, PinFailure};
+use crate::terminal::say;
 
 const DATABASE_URLS: [&str; 2] = ["AGENT_GATEWAY_DATABASE_URL", "DATABASE_URL"];
 const TCTI: &str = "AGENT_GATEWAY_TCTI";
 const USER_PIN: &str = "AGENT_GATEWAY_TPM_USER_PIN";
 const OWNER_PIN: &str = "AGENT_GATEWAY_TPM_SO_PIN";
 
+/// What `--database-url` says: set once, before anything asks.
+static NAMED: OnceLock<DatabaseUrl> = OnceLock::new();
+
+/// Takes the registry of the command line instead of the environment's.
+pub(crate) fn name_database(url: &DatabaseUrl) {
+    if url.holds_password() {
+        let advice = "other users of this machine can see the password in --database-url; put the \
+                      URL into AGENT_GATEWAY_DATABASE_URL instead";
+        say("warning", advice);
+    }
+    // The first stays; there is only one command line.
+    let _ = NAMED.set(url.clone());
+}
+
 /// Where the registry is. It holds a password: never to be shown.
 pub(crate) fn database_url() -> Result<String, Failure> {
+    if let Some(url) = NAMED.get() {
+        return Ok(url.as_str().to_owned());
+    }
     for name in DATABASE_URLS {
         if let Some(url) = read(name)? {
             return Ok(url);

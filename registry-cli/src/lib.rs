@@ -57,6 +57,9 @@ pub enum Outcome {
 /// Does what was asked, and prints the result.
 pub fn run(cli: &Cli) -> Result<Outcome, Failure> {
     interruption::heed()?;
+    if let Some(url) = &cli.database_url {
+        environment::name_database(url);
+    }
     // One thread: this program does one thing at a time, so waiting for a TPM may block it.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

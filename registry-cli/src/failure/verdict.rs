@@ -57,7 +57,8 @@ impl Failure {
         let (exit, hint) = match self {
             Self::NoDatabaseUrl | Self::NotText { .. } => (
                 Exit::Usage,
-                "set AGENT_GATEWAY_DATABASE_URL to postgres://user:password@host:5432/database",
+                "set AGENT_GATEWAY_DATABASE_URL to postgres://user:password@host:5432/database, or \
+                 give --database-url",
             ),
             Self::Tcti { .. } => (Exit::Usage, "set it right, or give --tcti"),
             Self::NoFilter => (

@@ -120,6 +120,36 @@ async fn role_that_may_only_read_lists_and_changes_nothing() {
 }
 
 #[tokio::test]
+async fn database_that_is_read_only_is_told_and_not_changed() {
+    let office = Office::with_scopes(&["docstore"]).await;
+    office.grant(&[]);
+    // As a standby is, for every role.
+    office
+        .database
+        .execute(
+            "DO $$ BEGIN EXECUTE format(
+                 'ALTER DATABASE %I SET default_transaction_read_only = on', current_database());
+             END $$",
+        )
+        .unwrap();
+    assert!(office.cli(&["list"]).status.success());
+    let other = crate::office::text(&office.path("other.pem"));
+    let grant = office.grant_arguments(&[]);
+    for arguments in [
+        &["register-key", "org-bob", "--key-file", &other][..],
+        &["grant-scope", KEY, "messaging"],
+        &strs(&grant),
+        &["revoke", "--yes", "--identity", AGENT],
+        &["revoke-scope", "--yes", KEY, "docstore"],
+        &["revoke-key", "--yes", KEY],
+    ] {
+        let (status, said) = office.refused(arguments);
+        assert_eq!(status, 77, "{arguments:?}: {said}");
+        assert!(said.contains("connect to the primary"), "{said}");
+    }
+}
+
+#[tokio::test]
 async fn writer_role_needs_no_more() {
     let office = Office::new().await;
     let role = format!("registry_cli_writer_{}", std::process::id());
@@ -207,6 +237,36 @@ async fn environment_must_name_a_database() {
         let (status, said) = refusal(&run(ours, common));
         assert_eq!(status, 64, "{ours:?} {common:?}: {said}");
         assert!(said.contains("postgres://user:password@host"), "{said}");
+        assert!(!said.contains("hunter2"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn option_goes_before_the_environment_and_its_password_is_warned_of() {
+    let office = Office::new().await;
+    let url = office.database.url();
+    let run = |option: &str| {
+        let mut command = office.command(&["list", "--database-url", option]);
+        command.env(
+            "AGENT_GATEWAY_DATABASE_URL",
+            "postgres://nobody@127.0.0.1:1/none",
+        );
+        command.output().unwrap()
+    };
+    let output = run(&url);
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.stderr, b"");
+    let output = run(&url.replacen('@', ":hunter2@", 1));
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        said.starts_with("warning: other users of this machine can see the password"),
+        "{said}"
+    );
+    assert!(!said.contains("hunter2"), "{said}");
+    for wrong in ["", "hunter2", "mysql://u:hunter2@localhost/x"] {
+        let (status, said) = refusal(&run(wrong));
+        assert_eq!(status, 64, "{said}");
         assert!(!said.contains("hunter2"), "{said}");
     }
 }

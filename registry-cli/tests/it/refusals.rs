@@ -172,8 +172,17 @@ async fn scope_that_is_revoked_over_or_not_begun_does_not_count() {
 #[tokio::test]
 async fn bad_identities_and_destinations_are_refused() {
     let office = Office::with_scopes(&["docstore"]).await;
-    let long = "a".repeat(257);
-    for identity in ["", "a\nb", "a\u{7f}", &long] {
+    let (long, longer) = ("a".repeat(257), "a".repeat(10_000));
+    for identity in [
+        "",
+        "a\nb",
+        "a\u{7f}",
+        "a\u{85}",
+        "a\r",
+        "a\u{1b}[2J",
+        &long,
+        &longer,
+    ] {
         let (status, said) = office.refused_grant(&[("--identity", identity)]);
         assert_eq!(status, 65, "{identity:?}");
         assert!(said.starts_with("error: identity "), "{said}");
@@ -314,7 +323,7 @@ async fn wrong_usage_has_its_own_status() {
         vec!["register-key"],
         vec!["register-key", KEY, "--handle", "0x80000000"],
         vec!["register-key", KEY, "--tcti", "swtmp:"],
-        vec!["register-key", KEY, "--database-url", "postgres://u:p@h/d"],
+        vec!["register-key", KEY, "--user-pin", "hunter2"],
         vec!["grant-scope", KEY],
         vec!["grant", "--key", KEY],
         vec!["list", "everything"],
