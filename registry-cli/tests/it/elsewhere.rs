@@ -122,6 +122,79 @@ impl Office {
     }
 }
 
+/// What a signature made elsewhere can be over, but no window of ours can be.
+#[tokio::test]
+async fn times_that_are_past_or_reversed_are_refused() {
+    let office = Office::with_scopes(&["docstore"]).await;
+    let key = office.key_file();
+    let arguments = office.grant_arguments(&[("--id", "perm-1")]);
+    let output = office.cli(&[&strs(&arguments)[..], &["--dry-run"]].concat());
+    let canonical = String::from_utf8(output.stdout).unwrap();
+    let (fields, _) = canonical.split_once("not_before=").unwrap();
+    let (_, line) = offline(&office, "good.jsonl", &[("--id", "perm-1")]);
+    let good: Value = serde_json::from_str(&line).unwrap();
+    for (not_before, not_after, expected) in [
+        (
+            "2020-01-01T00:00:00.000000Z",
+            "2020-02-01T00:00:00.000000Z",
+            "would be denied: permission_expired",
+        ),
+        (
+            "2090-02-01T00:00:00.000000Z",
+            "2090-01-01T00:00:00.000000Z",
+            "",
+        ),
+        (
+            "2090-01-01T00:00:00.000000Z",
+            "2090-01-01T00:00:00.000000Z",
+            "",
+        ),
+        ("2090-01-01T00:00:00Z", "2091-01-01T00:00:00Z", ""),
+        (
+            "2090-01-01T01:00:00.000000+01:00",
+            "2091-01-01T00:00:00.000000Z",
+            "",
+        ),
+        (
+            "2090-13-01T00:00:00.000000Z",
+            "2091-01-01T00:00:00.000000Z",
+            "",
+        ),
+    ] {
+        let text = format!("{fields}not_before={not_before}\nnot_after={not_after}\n");
+        let text = office.file("times.txt", text);
+        let signature = crate::office::text(&office.path("times.sig"));
+        openssl(&["dgst", "-sha256", "-sign", &key, "-out", &signature, &text]);
+        let (status, said) = office.refused(&["grant", "--text", &text, "--signature", &signature]);
+        assert_eq!(status, 65, "{not_before}: {said}");
+        assert!(said.contains(expected), "{said}");
+
+        let mut bad = good.clone();
+        bad["not_before"] = not_before.into();
+        bad["not_after"] = not_after.into();
+        let file = office.file("times.jsonl", format!("{bad}\n"));
+        assert_eq!(office.refused(&["import", &file]).0, 65, "{not_before}");
+    }
+    assert_eq!(office.count("permission_registry"), 0);
+    let spki = office.spki();
+    let asked = [
+        "can-i",
+        "--identity",
+        AGENT,
+        "--spki",
+        &spki,
+        "--destination",
+        "docstore",
+    ];
+    for at in ["yesterday", "2026-02-30T00:00:00Z", "2026-01-01", ""] {
+        assert_eq!(
+            office.misused(&[&asked[..], &["--at", at]].concat()),
+            64,
+            "{at}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn dry_run_refuses_what_a_grant_would_refuse() {
     let office = Office::with_scopes(&["docstore"]).await;

@@ -206,16 +206,27 @@ async fn text_from_the_registry_cannot_move_the_terminal() {
 #[tokio::test]
 async fn reader_that_has_seen_enough_is_no_failure() {
     let office = states().await;
-    let mut child = office
-        .command(&["list"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(0), "{output:?}");
-    assert_eq!(output.stderr, b"");
+    for (arguments, status) in [
+        (&["list"][..], 0),
+        (&["list", "--json"], 0),
+        (&["show", KEY], 0),
+        (&["export"], 0),
+        (&["--help"], 0),
+        // What it found stays its result.
+        (&["verify"], 1),
+    ] {
+        let mut command = office.command(arguments);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(
+            output.status.code(),
+            Some(status),
+            "{arguments:?}: {output:?}"
+        );
+        assert_eq!(output.stderr, b"", "{arguments:?}");
+    }
 }
 
 #[tokio::test]

@@ -21,4 +21,5 @@ mod refusals;
 mod revoking;
 mod subjects;
 mod tending;
+mod tpm_trouble;
 mod user;
