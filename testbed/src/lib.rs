@@ -28,6 +28,7 @@ pub mod service;
 pub mod session;
 pub mod swtpm;
 pub mod tls;
+pub mod transcript;
 pub mod tunnel;
 pub mod wire;
 

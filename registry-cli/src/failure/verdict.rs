@@ -220,7 +220,8 @@ fn import(error: &ImportError) -> (Exit, &'static str) {
         ),
         ImportError::Fault { .. } => (
             Exit::Data,
-            "nothing was imported: register the key or grant its scope, or leave the line out",
+            "nothing was imported: the key needs a scope that begins before the permission; or leave \
+             the line out",
         ),
         ImportError::Taken { .. } => (
             Exit::CantCreate,

@@ -22,4 +22,5 @@ mod revoking;
 mod subjects;
 mod tending;
 mod tpm_trouble;
+mod transcripts;
 mod user;
