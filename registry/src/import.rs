@@ -46,7 +46,8 @@ impl Writer {
 }
 
 impl Import<'_> {
-    /// Adds the rows whose ids are free; a row that is there is left as it is.
+    /// Adds the rows whose ids are free; a row that is there is left as it is. Of several rows
+    /// with one id the first is added.
     pub async fn add(&mut self, rows: &[SignedRow]) -> Result<Added, WriteError> {
         fn column<T>(rows: &[SignedRow], read: impl Fn(&SignedRow) -> T) -> Vec<T> {
             rows.iter().map(read).collect()
@@ -62,9 +63,11 @@ impl Import<'_> {
                     r.revoked_at::timestamptz
              FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::text[],
                          $7::text[], $8::bytea[], $9::text[])
+                  WITH ORDINALITY
                   AS r (id, key_id, identity, spki, destination, not_before, not_after, signature,
-                        revoked_at)
+                        revoked_at, number)
              JOIN principal_signing_keys k ON k.key_id = r.key_id
+             ORDER BY r.number
              ON CONFLICT (permission_id) DO NOTHING",
         )
         .bind(&ids)
