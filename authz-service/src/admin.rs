@@ -32,6 +32,7 @@ use crate::connections::Connection;
 use crate::decision_point::DecisionPoint;
 use crate::freshness::{BootTime, Freshness};
 use crate::metrics::Metrics;
+use crate::relay::reload::CurrentRules;
 
 pub use operations::Operations;
 
@@ -48,6 +49,7 @@ pub struct Probes {
     freshness: Arc<Freshness>,
     audit: Audit,
     metrics: Metrics,
+    rules: Option<Arc<CurrentRules>>,
     draining: Arc<AtomicBool>,
     /// Held while the registry is asked: probes leave the other connections to Checks.
     probing: Arc<Mutex<()>>,
@@ -57,12 +59,14 @@ impl Probes {
     /// Ready until [`Probes::drain`].
     pub fn new(
         point: Arc<DecisionPoint>,
+        rules: Option<Arc<CurrentRules>>,
         freshness: Arc<Freshness>,
         audit: Audit,
         metrics: Metrics,
     ) -> Self {
         Self {
             point,
+            rules,
             freshness,
             audit,
             metrics,
@@ -101,12 +105,15 @@ impl Probes {
     }
 }
 
-async fn ready(State(probes): State<Probes>) -> (StatusCode, &'static str) {
+async fn ready(State(probes): State<Probes>) -> (StatusCode, String) {
     if probes.draining.load(Ordering::Relaxed) {
-        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n");
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n".to_owned());
     }
     if !probes.audit.is_writable() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "audit_unavailable\n");
+        return (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "audit_unavailable\n".to_owned(),
+        );
     }
     let deadline = Instant::now() + PROBE_TIMEOUT;
     let is_ready = timeout_at(deadline, async {
@@ -116,9 +123,16 @@ async fn ready(State(probes): State<Probes>) -> (StatusCode, &'static str) {
     let is_ready = is_ready.await.unwrap_or(false);
     // And its changes are followed, without which nothing would be allowed.
     if is_ready && probes.point.cache.confirm(deadline).await.is_ok() {
-        (StatusCode::OK, "ready\n")
+        // What is in force goes on being so, and the operator is told that it isn't what is there.
+        let refused = probes.rules.as_ref().and_then(|rules| rules.refused());
+        let detail = refused.map(|why| format!("relay_rules_refused: {why}\n"));
+        (
+            StatusCode::OK,
+            format!("ready\n{}", detail.unwrap_or_default()),
+        )
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "registry_unavailable\n")
+        let code = "registry_unavailable\n".to_owned();
+        (StatusCode::SERVICE_UNAVAILABLE, code)
     }
 }
 
@@ -168,7 +182,9 @@ impl Explainer {
         let candidates = candidates.collect();
         let decided = match decide(&facts, &request, now) {
             Decision::Allow(_) => {
-                let target = self.point.target(&request, deadline).await;
+                let DecisionPoint { addresses, .. } = &*self.point;
+                let target = self.point.target(&request.destination, addresses, deadline);
+                let target = target.await;
                 target.map_err(|denial| denial.reason)
             }
             Decision::Deny(reason) => Err(reason),

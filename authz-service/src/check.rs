@@ -1,6 +1,6 @@
-//! Envoy's `ext_authz` service: one Check for each CONNECT.
+//! Envoy's `ext_authz` service: one Check for each CONNECT, and one for each tool call.
 
-mod answer;
+pub(crate) mod answer;
 mod asked;
 mod certificates;
 
@@ -14,6 +14,7 @@ use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckRequest, 
 use permission::{Reason, Timestamp};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
+use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use tracing::field::{self, DisplayValue};
 use tracing::{Instrument as _, Span};
@@ -22,16 +23,18 @@ use uuid::Uuid;
 use crate::audit::{Audit, Unwritable};
 use crate::decision_point::{DecisionPoint, Denial, Leave};
 use crate::metrics::Metrics;
+use crate::relay::{self, Question, Relay};
 use crate::telemetry;
 
 pub(crate) use answer::{Telling, proxy_status};
 use asked::Asked;
-use certificates::Certificates;
+pub(crate) use certificates::Certificates;
 
 /// Answers Checks.
 #[derive(Debug, Clone)]
 pub struct Checks {
     point: Arc<DecisionPoint>,
+    relay: Option<Arc<Relay>>,
     certificates: Certificates,
     audit: Audit,
     metrics: Metrics,
@@ -46,6 +49,7 @@ impl Checks {
     /// deciding.
     pub fn new(
         point: Arc<DecisionPoint>,
+        relay: Option<Arc<Relay>>,
         audit: Audit,
         metrics: Metrics,
         timeout: Duration,
@@ -56,12 +60,51 @@ impl Checks {
         let certificates = Certificates::new(point.oid.clone());
         Self {
             point,
+            relay,
             certificates,
             audit,
             metrics,
             timeout,
             traced,
             places,
+        }
+    }
+
+    /// A span in the trace that Envoy is in, if Checks are traced.
+    fn span(&self, id: &str, metadata: &MetadataMap, attributes: &AttributeContext) -> Span {
+        if !self.traced {
+            return Span::none();
+        }
+        let span = tracing::info_span!(
+            "check",
+            decision.id = id,
+            request.id = request_id(attributes),
+            reason = field::Empty,
+            identity = field::Empty,
+            destination = field::Empty
+        );
+        telemetry::continue_trace(&span, metadata, asked::http(attributes));
+        span
+    }
+
+    /// Answers a Check about a tool call.
+    async fn call(
+        &self,
+        attributes: AttributeContext,
+        metadata: &MetadataMap,
+        id: Uuid,
+    ) -> CheckResponse {
+        let decision_id = id.to_string();
+        let request_id = request_id(&attributes).to_owned();
+        let trace_id = telemetry::trace_id(metadata, asked::http(&attributes)).map(str::to_owned);
+        let question = Question {
+            decision: &decision_id,
+            request: &request_id,
+            trace: &trace_id.unwrap_or_else(|| id.simple().to_string()),
+        };
+        match &self.relay {
+            Some(relay) => relay.check(attributes, &self.certificates, &question).await,
+            None => relay::switched_off(&self.audit, &question).await,
         }
     }
 
@@ -151,22 +194,15 @@ impl Authorization for Checks {
         let started = Instant::now();
         let (metadata, _, message) = request.into_parts();
         let attributes = message.attributes.unwrap_or_default();
+        let uuid = Uuid::new_v4();
+        if relay::is_call(&attributes) {
+            let span = self.span(&uuid.to_string(), &metadata, &attributes);
+            let answer = self.call(attributes, &metadata, uuid).instrument(span);
+            return Ok(Response::new(answer.await));
+        }
         let request_id = request_id(&attributes);
-        let id = Uuid::new_v4().to_string();
-        let span = if self.traced {
-            let span = tracing::info_span!(
-                "check",
-                decision.id = id,
-                request.id = request_id,
-                reason = field::Empty,
-                identity = field::Empty,
-                destination = field::Empty
-            );
-            telemetry::continue_trace(&span, &metadata, asked::http(&attributes));
-            span
-        } else {
-            Span::none()
-        };
+        let id = uuid.to_string();
+        let span = self.span(&id, &metadata, &attributes);
 
         async {
             let mut asked = Asked::default();
@@ -267,7 +303,7 @@ fn log(decided: &Result<Leave, Denial>, asked: &Asked, id: &str, request_id: &st
 
 /// A name of somebody's choice, without characters that would disguise it: bidirectional ones in a
 /// terminal, or line ends that only some programs take for one.
-fn readable(name: &str) -> DisplayValue<EscapeDebug<'_>> {
+pub(crate) fn readable(name: &str) -> DisplayValue<EscapeDebug<'_>> {
     field::display(name.escape_debug())
 }
 

@@ -72,6 +72,7 @@ impl Cli {
                     config.registry()?.check().map_err(ServeError::Registry)?;
                     serve::prepare(&config)?;
                     serve::tls(&config).map_err(ServeError::Tls)?;
+                    serve::check_rules(&config)?;
                     telemetry::check(&config.observability).map_err(ServeError::Telemetry)?;
                     println!("{} is valid", self.config.display());
                 }

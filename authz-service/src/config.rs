@@ -1,10 +1,11 @@
 //! The service's configuration, and the only reader of its environment.
 //!
-//! Later wins: defaults, the TOML file, `AGENT_GATEWAY__SECTION__KEY`. Unknown keys and unsafe
-//! combinations are refused.
+//! Later wins: defaults, the TOML file, the existing gateways' own variables,
+//! `AGENT_GATEWAY__SECTION__KEY`. Unknown keys and unsafe combinations are refused.
 
 mod defaults;
 mod error;
+mod relay;
 mod trust;
 
 use std::fmt;
@@ -24,10 +25,13 @@ use crate::audit::AuditOptions;
 use crate::cache::CacheOptions;
 use crate::connections::{SocketMode, TlsFiles};
 use crate::follow::FollowOptions;
+use crate::relay::rules::Sources;
 use crate::resolver::DnsOptions;
 use crate::tunnels::Limits;
 
 pub use error::ConfigError;
+pub use relay::Relay;
+use relay::existing_environment;
 
 /// What the names of our variables begin with.
 const ENVIRONMENT: &str = "AGENT_GATEWAY__";
@@ -51,6 +55,8 @@ pub struct Config {
     pub tunnel: Tunnel,
     /// `[audit]`
     pub audit: Audit,
+    /// `[relay]`
+    pub relay: Relay,
     /// `[dns]`
     pub dns: Dns,
     /// `[observability]`
@@ -138,6 +144,9 @@ pub struct Policy {
     /// A cached permission is used only if the registry confirmed this lately, in milliseconds,
     /// that all changes are known; else it is asked, and if it doesn't answer, nothing is allowed.
     pub max_staleness_ms: u64,
+    /// The package `mcp.authz` of an OPA server, such as `http://127.0.0.1:8181/v1/data/mcp/authz`,
+    /// which then judges tool calls in place of the Rego in `relay.policy_dir`.
+    pub opa_url: Option<String>,
 }
 
 /// Permissions in memory.
@@ -232,14 +241,8 @@ pub struct Observability {
     pub log_stdout: bool,
 }
 
-/// Variables of the existing tool gateway.
-fn aliases() -> Env {
-    Env::raw()
-        .only(&["AUDIT_PATH"])
-        .map(|_| "audit.path".into())
-}
-
-fn from_text<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+/// Reads a text by the type's own parser.
+pub(crate) fn from_text<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
     T: FromStr<Err: fmt::Display>,
@@ -267,7 +270,7 @@ impl Config {
             source,
         })?;
         let figment = Figment::from(Toml::string(&text))
-            .merge(aliases())
+            .merge(existing_environment())
             .merge(Env::prefixed(ENVIRONMENT).split("__"));
         for key in ["listen_addr", "tls_cert_path", "tls_key_path"] {
             if figment.find_value(&format!("server.{key}")).is_ok() {
@@ -298,7 +301,8 @@ impl Config {
         if replica.is_some_and(|name| Id::parse(name).is_err()) {
             return Err(ConfigError::NoName("audit.replica"));
         }
-        for (key, value, max) in self.bounds() {
+        let bounds = self.bounds().into_iter().chain(self.relay.bounds());
+        for (key, value, max) in bounds {
             if !(1..=max).contains(&value) {
                 return Err(ConfigError::OutOfRange { key, max });
             }
@@ -309,7 +313,7 @@ impl Config {
                 than: "policy.query_timeout_ms",
             });
         }
-        Ok(())
+        self.relay.check(&self.policy)
     }
 
     /// Every number, and the largest that it may be.
@@ -430,6 +434,11 @@ impl Config {
             return Err(ConfigError::EmptyClientName);
         }
         Ok(())
+    }
+
+    /// Where the rules for tool calls are; `None` where there are to be no calls.
+    pub fn relay_sources(&self) -> Option<Sources> {
+        self.relay.sources(&self.policy, self.own_listeners())
     }
 
     /// The registry as the service reads it.

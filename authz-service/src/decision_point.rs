@@ -1,11 +1,13 @@
 //! Decides one request: the registry's facts, the rules of `permission`, then the address.
 
-use permission::{Decision, ExtensionOid, Id, Reason, Request, Timestamp, decide};
+use std::sync::Arc;
+
+use permission::{Decision, Destination, ExtensionOid, Id, Reason, Request, Timestamp, decide};
 use registry::Reader;
 use tokio::time::{Instant, timeout_at};
 
 use crate::addresses::AddressPolicy;
-use crate::cache::Cache;
+use crate::cache::{Cache, Entry};
 use crate::resolver::{ResolveError, Resolver, Target};
 
 /// How often a request is decided whose grounds change meanwhile.
@@ -26,7 +28,7 @@ pub struct DecisionPoint {
     pub oid: ExtensionOid,
 }
 
-/// Leave to open one tunnel to one address.
+/// Leave to open one tunnel to one address, or to call one tool there.
 #[derive(Debug, Clone)]
 pub struct Leave {
     /// The permission's id.
@@ -58,6 +60,18 @@ impl From<Reason> for Denial {
     }
 }
 
+/// What a permission allows, as long as nothing changes.
+#[derive(Debug, Clone)]
+pub struct Grounds {
+    /// The permission's id.
+    pub permission_id: Id,
+    /// The id of the key that signed it.
+    pub signing_key_id: Id,
+    /// When they end.
+    pub ends_at: Timestamp,
+    entry: Arc<Entry>,
+}
+
 impl DecisionPoint {
     /// Decides, by `deadline`; what can't be decided by then is denied.
     pub async fn decide(
@@ -68,28 +82,14 @@ impl DecisionPoint {
     ) -> Result<Leave, Denial> {
         // Resolving takes time, in which what was decided on may have changed: then once more.
         for _ in 0..TRIES {
-            let entry = self
-                .cache
-                .facts(request, deadline)
-                .await
-                .map_err(|error| Denial {
-                    reason: Reason::RegistryUnavailable,
-                    cause: Some(error.to_string()),
-                })?;
-            let permit = match decide(&entry.facts, request, now) {
-                Decision::Allow(permit) => permit,
-                Decision::Deny(reason) => return Err(reason.into()),
-            };
+            let grounds = self.grounds(request, now, deadline).await?;
             // Only a destination that is allowed is looked up: nobody else may make us send DNS
             // queries.
-            let target = self.target(request, deadline).await?;
-            if self.cache.still_holds(&entry) {
-                return Ok(Leave {
-                    permission_id: permit.permission().permission_id.clone(),
-                    signing_key_id: permit.permission().signing_key_id.clone(),
-                    ends_at: permit.ends_at(),
-                    target,
-                });
+            let target = self
+                .target(&request.destination, &self.addresses, deadline)
+                .await?;
+            if self.still_hold(&grounds) {
+                return Ok(grounds.leave(target));
             }
         }
         Err(Denial {
@@ -98,9 +98,42 @@ impl DecisionPoint {
         })
     }
 
+    /// The permission that allows the request.
+    pub async fn grounds(
+        &self,
+        request: &Request,
+        now: Timestamp,
+        deadline: Instant,
+    ) -> Result<Grounds, Denial> {
+        let entry = self.cache.facts(request, deadline).await;
+        let entry = entry.map_err(|error| Denial {
+            reason: Reason::RegistryUnavailable,
+            cause: Some(error.to_string()),
+        })?;
+        match decide(&entry.facts, request, now) {
+            Decision::Allow(permit) => Ok(Grounds {
+                permission_id: permit.permission().permission_id.clone(),
+                signing_key_id: permit.permission().signing_key_id.clone(),
+                ends_at: permit.ends_at(),
+                entry: Arc::clone(&entry),
+            }),
+            Decision::Deny(reason) => Err(reason.into()),
+        }
+    }
+
+    /// Whether the same would be decided now, but for the time.
+    pub fn still_hold(&self, grounds: &Grounds) -> bool {
+        self.cache.still_holds(&grounds.entry)
+    }
+
     /// The one address that is judged and dialled.
-    pub async fn target(&self, request: &Request, deadline: Instant) -> Result<Target, Denial> {
-        let resolving = self.resolver.resolve(&request.destination, &self.addresses);
+    pub async fn target(
+        &self,
+        destination: &Destination,
+        addresses: &AddressPolicy,
+        deadline: Instant,
+    ) -> Result<Target, Denial> {
+        let resolving = self.resolver.resolve(destination, addresses);
         let resolved = timeout_at(deadline, resolving)
             .await
             .unwrap_or(Err(ResolveError::TimedOut));
@@ -113,5 +146,17 @@ impl DecisionPoint {
             },
             cause: Some(error.to_string()),
         })
+    }
+}
+
+impl Grounds {
+    /// Leave to go to `target` on these grounds.
+    pub fn leave(self, target: Target) -> Leave {
+        Leave {
+            permission_id: self.permission_id,
+            signing_key_id: self.signing_key_id,
+            ends_at: self.ends_at,
+            target,
+        }
     }
 }

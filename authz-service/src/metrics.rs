@@ -20,10 +20,25 @@ struct Outcome {
     reason: &'static str,
 }
 
+impl Outcome {
+    fn of(denied: Option<&'static str>) -> Self {
+        Self {
+            decision: denied.map_or("allow", |_| "deny"),
+            reason: denied.unwrap_or("allowed"),
+        }
+    }
+}
+
 /// Why a tunnel was cut: one of the tunnels' codes.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Cut {
     reason: &'static str,
+}
+
+/// How reading the rules for tool calls came out.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Read {
+    outcome: &'static str,
 }
 
 /// A tunnel that counts as open, until it is dropped.
@@ -47,6 +62,10 @@ pub struct Metrics {
     open_tunnels: Gauge,
     cut_tunnels: Family<Cut, Counter>,
     audit: AuditCounts,
+    calls: Family<Outcome, Counter>,
+    call_duration: Histogram,
+    rules_reads: Family<Read, Counter>,
+    rules_refused: Gauge,
 }
 
 /// Of audit records.
@@ -116,8 +135,28 @@ impl Default for Metrics {
         registry.register("tunnels_cut", "Tunnels cut, by reason", cut_tunnels.clone());
         let audit = AuditCounts::default();
         audit.register(&mut registry);
+        let calls = Family::<Outcome, Counter>::default();
+        let help = "Tool calls decided on, by decision and reason";
+        registry.register("relay_calls", help, calls.clone());
+        let call_duration = Histogram::new(buckets);
+        registry.register_with_unit(
+            "relay_call_duration",
+            "Time from a tool call's arrival to the decision about it",
+            Unit::Seconds,
+            call_duration.clone(),
+        );
+        let rules_reads = Family::<Read, Counter>::default();
+        let help = "How often the rules for tool calls were read after a change, by outcome";
+        registry.register("relay_rules_reads", help, rules_reads.clone());
+        let rules_refused = Gauge::default();
+        let help = "1 while the files of the rules for tool calls are not what is in force";
+        registry.register("relay_rules_refused", help, rules_refused.clone());
         Self {
             audit,
+            calls,
+            call_duration,
+            rules_reads,
+            rules_refused,
             open_tunnels,
             cut_tunnels,
             confirmed_age,
@@ -131,18 +170,22 @@ impl Default for Metrics {
 impl Metrics {
     /// Counts a Check: `denied` is the reason, or `None` for an allow.
     pub fn checked(&self, denied: Option<Reason>, took: Duration) {
-        let outcome = match denied {
-            None => Outcome {
-                decision: "allow",
-                reason: "allowed",
-            },
-            Some(reason) => Outcome {
-                decision: "deny",
-                reason: reason.code(),
-            },
-        };
+        let outcome = Outcome::of(denied.map(Reason::code));
         self.checks.get_or_create(&outcome).inc();
         self.duration.observe(took.as_secs_f64());
+    }
+
+    /// Counts a tool call that was decided on: `denied` is the reason's code.
+    pub fn called(&self, denied: Option<&'static str>, took: Duration) {
+        self.calls.get_or_create(&Outcome::of(denied)).inc();
+        self.call_duration.observe(took.as_secs_f64());
+    }
+
+    /// Counts that the rules for tool calls were read after a change, and whether they were taken.
+    pub fn rules_read(&self, taken: bool) {
+        let outcome = if taken { "taken" } else { "refused" };
+        self.rules_reads.get_or_create(&Read { outcome }).inc();
+        self.rules_refused.set(i64::from(!taken));
     }
 
     /// Counts a tunnel as open, until what this returns is dropped.

@@ -40,6 +40,11 @@ use crate::decision_point::DecisionPoint;
 use crate::follow::{follow, listen};
 use crate::freshness::Freshness;
 use crate::metrics::Metrics;
+use crate::relay::nonces::{self, Memory};
+use crate::relay::policy::opa::{Opa, OpaUrlError};
+use crate::relay::reload::CurrentRules;
+use crate::relay::rules::RulesError;
+use crate::relay::{self, Bodies, Budget, Relay};
 use crate::resolver::{Resolver, ResolverConfigError};
 use crate::telemetry::TelemetryError;
 use crate::timed::Timed;
@@ -74,6 +79,12 @@ pub enum ServeError {
     /// Logging or tracing.
     #[error(transparent)]
     Telemetry(TelemetryError),
+    /// The rules for tool calls.
+    #[error(transparent)]
+    Rules(#[from] RulesError),
+    /// The OPA server.
+    #[error("policy.opa_url: {0}")]
+    Opa(#[from] OpaUrlError),
     /// The registry.
     #[error(transparent)]
     Registry(#[from] OpenError),
@@ -132,6 +143,19 @@ pub(crate) fn tls(config: &Config) -> Result<Option<(Tls, Reloader)>, TlsError> 
         (Some(files), Some(server)) => Tls::load(files, &server.client_names).map(Some),
         _ => Ok(None),
     }
+}
+
+/// Reads the rules for tool calls, where there are to be any.
+pub fn check_rules(config: &Config) -> Result<(), ServeError> {
+    if let Some(sources) = config.relay_sources() {
+        sources.load()?;
+    }
+    opa(config)?;
+    Ok(())
+}
+
+fn opa(config: &Config) -> Result<Option<Opa>, OpaUrlError> {
+    config.policy.opa_url.as_deref().map(Opa::new).transpose()
 }
 
 /// Serves until SIGTERM or SIGINT, then finishes what was begun. Of the `inherited` sockets each
@@ -223,8 +247,10 @@ async fn start(config: &Config, mut inherited: Inherited) -> Result<Running, Ser
     let feed = Feed::new(&options.url, options.query_timeout)?.leading(&point.registry);
     let metrics = Metrics::default();
     let (audit, audit_writer) = open_audit(config, &metrics)?;
+    let (rules, relay) = relay(config, &point, &audit, &metrics)?.unzip();
     let probes = Probes::new(
         Arc::clone(&point),
+        rules,
         Arc::clone(&freshness),
         audit.clone(),
         metrics.clone(),
@@ -234,6 +260,7 @@ async fn start(config: &Config, mut inherited: Inherited) -> Result<Running, Ser
     let traced = config.observability.otlp_endpoint.is_some();
     let checks = Checks::new(
         Arc::clone(&point),
+        relay,
         audit.clone(),
         metrics.clone(),
         check_timeout,
@@ -317,6 +344,35 @@ async fn start(config: &Config, mut inherited: Inherited) -> Result<Running, Ser
         tunnels,
         audit_writer,
     })
+}
+
+/// The rules, and what decides by them.
+type ToolCalls = (Arc<CurrentRules>, Arc<Relay>);
+
+/// What decides about tool calls, where there are to be any.
+fn relay(
+    config: &Config,
+    point: &Arc<DecisionPoint>,
+    audit: &Audit,
+    metrics: &Metrics,
+) -> Result<Option<ToolCalls>, ServeError> {
+    let Some(sources) = config.relay_sources() else {
+        return Ok(None);
+    };
+    let rules = Arc::new(CurrentRules::load(sources, metrics.clone())?);
+    // Ends with the program.
+    tokio::spawn(Arc::clone(&rules).follow());
+    tracing::info!("nonces of tool calls are remembered in memory, by this replica alone");
+    let relay = Relay::new(
+        Arc::clone(point),
+        Arc::clone(&rules),
+        opa(config)?,
+        Arc::new(Memory::new(nonces::DEFAULT_MAX)),
+        audit.clone(),
+        metrics.clone(),
+        config.relay.options(),
+    );
+    Ok(Some((rules, Arc::new(relay))))
 }
 
 /// What decides; the registry is opened for it.
@@ -440,7 +496,13 @@ fn envoy_calls(
     health: HealthServer<impl Health>,
 ) -> Router {
     let most = config.server.max_concurrent_checks;
-    let check_timeout = Duration::from_millis(config.server.check_timeout_ms);
+    let (mut longest, mut largest) = (config.server.check_timeout_ms, MAX_MESSAGE);
+    if config.relay_sources().is_some() {
+        longest = longest.max(config.relay.check_timeout_ms);
+        largest += relay::MAX_BODY;
+    }
+    let bodies = Budget::new(config.relay.max_bodies_bytes);
+    let check_timeout = Duration::from_millis(longest);
     // Each open tunnel is a stream for as long as it lives.
     let most_streams = u32::try_from(2 * most + config.tunnel.max_tunnels).unwrap_or(u32::MAX);
     let tunnels = ExternalProcessorServer::new(tunnels).max_decoding_message_size(MAX_MESSAGE);
@@ -448,7 +510,10 @@ fn envoy_calls(
     let longest = check_timeout + MESSAGE_TIMEOUT;
     bounded(most + MAX_LOG_STREAMS)
         .max_concurrent_streams(most_streams)
-        .add_service(Timed::new(authorization(checks), longest))
+        .add_service(Timed::new(
+            Bodies::counted(authorization(checks, largest), bodies),
+            longest,
+        ))
         .add_service(Timed::new(tunnels, longest))
         .add_service(access_log)
         .add_service(Timed::new(health, longest))
@@ -475,7 +540,7 @@ fn admin_calls(
     };
     Ok(bounded(MAX_ADMIN_CALLS)
         .timeout(check_timeout + MESSAGE_TIMEOUT)
-        .add_service(authorization(checks))
+        .add_service(authorization(checks, MAX_MESSAGE))
         .add_service(DebugServer::new(explainer).max_decoding_message_size(MAX_MESSAGE))
         .add_service(OperationsServer::new(operations).max_decoding_message_size(MAX_MESSAGE))
         .add_service(reflection().build_v1()?)
@@ -498,6 +563,6 @@ fn bounded(most_calls: usize) -> Server {
         .load_shed(true)
 }
 
-fn authorization(checks: Checks) -> AuthorizationServer<Checks> {
-    AuthorizationServer::new(checks).max_decoding_message_size(MAX_MESSAGE)
+fn authorization(checks: Checks, largest: usize) -> AuthorizationServer<Checks> {
+    AuthorizationServer::new(checks).max_decoding_message_size(largest)
 }

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::HttpRequest;
+use opentelemetry::Context;
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
 use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
 use opentelemetry_otlp::{ExporterBuildError, SpanExporter, WithExportConfig as _};
@@ -114,16 +115,20 @@ impl Telemetry {
 /// Makes `span` part of the trace that Envoy is in: the Check call's own `traceparent` if Envoy
 /// traces, else the agent's, which Envoy passes on.
 pub fn continue_trace(span: &tracing::Span, metadata: &MetadataMap, http: Option<&HttpRequest>) {
+    let parent = parent(metadata, http);
+    if parent.span().span_context().is_valid() && span.set_parent(parent).is_err() {
+        tracing::debug!("tracing is off, so the trace is not continued");
+    }
+}
+
+fn parent(metadata: &MetadataMap, http: Option<&HttpRequest>) -> Context {
     let propagator = TraceContextPropagator::new();
     let envoy = propagator.extract(&FromMetadata(metadata));
-    let parent = match http {
+    match http {
         Some(http) if !envoy.span().span_context().is_valid() => {
             propagator.extract(&FromHeaders(&http.headers))
         }
         _ => envoy,
-    };
-    if parent.span().span_context().is_valid() && span.set_parent(parent).is_err() {
-        tracing::debug!("tracing is off, so the trace is not continued");
     }
 }
 

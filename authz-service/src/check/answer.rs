@@ -19,7 +19,7 @@ use crate::decision_point::Leave;
 /// Ends the tunnel: Envoy counts from when it sees this header, and overwrites a client's own.
 const STREAM_DURATION: &str = "x-envoy-upstream-stream-duration-ms";
 /// Names the decision, to the agent and in every log.
-const DECISION_ID: &str = "x-agent-gateway-decision-id";
+pub(crate) const DECISION_ID: &str = "x-agent-gateway-decision-id";
 
 /// gRPC status codes.
 const OK: i32 = 0;
@@ -38,44 +38,53 @@ pub(super) fn allow(leave: &Leave, asked: &Asked, now: Timestamp, id: &str) -> C
         ("dial", text(&leave.target.address.to_string())),
         ("allow_private", Kind::BoolValue(leave.target.private)),
     ]);
-    CheckResponse {
-        status: Some(rpc::Status {
-            code: OK,
-            ..Default::default()
-        }),
-        http_response: Some(HttpResponse::OkResponse(OkHttpResponse {
-            headers: vec![header(STREAM_DURATION, &left_millis.to_string())],
-            response_headers_to_add: vec![header(DECISION_ID, id)],
-            ..Default::default()
-        })),
-        dynamic_metadata: Some(structure(metadata)),
-    }
+    let answer = OkHttpResponse {
+        headers: vec![header(STREAM_DURATION, &left_millis.to_string())],
+        response_headers_to_add: vec![header(DECISION_ID, id)],
+        ..Default::default()
+    };
+    allowed(answer, metadata)
 }
 
 /// A deny: its status, a body that an agent understands, and the same for the access log.
 pub(super) fn deny(reason: Reason, asked: &Asked, id: &str) -> CheckResponse {
     let telling = Telling::of(reason);
-    let body = json!({
+    let body = body(&telling, reason.code(), id);
+    let metadata = known(asked, reason.code(), id);
+    denied(&telling, reason.code(), id, "CONNECT", &body, metadata)
+}
+
+/// What an agent is told of a deny.
+pub(crate) fn body(telling: &Telling, code: &str, id: &str) -> serde_json::Value {
+    json!({
         "error": telling.error,
-        "reason": reason.code(),
+        "reason": code,
         "decision_id": id,
         "hint": telling.hint,
-    });
+    })
+}
+
+/// A deny of either lane; `method` is the one that would be allowed.
+pub(crate) fn denied(
+    telling: &Telling,
+    code: &str,
+    id: &str,
+    method: &str,
+    body: &serde_json::Value,
+    metadata: Vec<Field>,
+) -> CheckResponse {
     let mut headers = vec![
         header("content-type", "application/json"),
         header(DECISION_ID, id),
-        header(
-            "proxy-status",
-            &proxy_status(telling.proxy_error, reason.code()),
-        ),
+        header("proxy-status", &proxy_status(telling.proxy_error, code)),
     ];
     if telling.status == 405 {
-        headers.push(header("allow", "CONNECT"));
+        headers.push(header("allow", method));
     }
     CheckResponse {
         status: Some(rpc::Status {
             code: PERMISSION_DENIED,
-            message: reason.code().to_owned(),
+            message: code.to_owned(),
             ..Default::default()
         }),
         http_response: Some(HttpResponse::DeniedResponse(DeniedHttpResponse {
@@ -85,7 +94,19 @@ pub(super) fn deny(reason: Reason, asked: &Asked, id: &str) -> CheckResponse {
             headers,
             body: format!("{body}\n"),
         })),
-        dynamic_metadata: Some(structure(known(asked, reason.code(), id))),
+        dynamic_metadata: Some(structure(metadata)),
+    }
+}
+
+/// An allow of either lane.
+pub(crate) fn allowed(answer: OkHttpResponse, metadata: Vec<Field>) -> CheckResponse {
+    CheckResponse {
+        status: Some(rpc::Status {
+            code: OK,
+            ..Default::default()
+        }),
+        http_response: Some(HttpResponse::OkResponse(answer)),
+        dynamic_metadata: Some(structure(metadata)),
     }
 }
 
@@ -196,7 +217,8 @@ impl Telling {
     }
 }
 
-type Field = (&'static str, Kind);
+/// A member of the metadata that Envoy keeps with the request.
+pub(crate) type Field = (&'static str, Kind);
 
 fn known(asked: &Asked, reason: &str, id: &str) -> Vec<Field> {
     let mut fields = vec![("reason", text(reason)), ("decision_id", text(id))];
@@ -218,7 +240,7 @@ fn known(asked: &Asked, reason: &str, id: &str) -> Vec<Field> {
     fields
 }
 
-fn text(value: &str) -> Kind {
+pub(crate) fn text(value: &str) -> Kind {
     Kind::StringValue(value.to_owned())
 }
 
@@ -232,7 +254,7 @@ fn structure(fields: Vec<Field>) -> Struct {
     }
 }
 
-fn header(key: &str, value: &str) -> HeaderValueOption {
+pub(crate) fn header(key: &str, value: &str) -> HeaderValueOption {
     HeaderValueOption {
         header: Some(HeaderValue {
             key: key.to_owned(),

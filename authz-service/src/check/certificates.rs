@@ -17,7 +17,7 @@ const USUAL_NUMBER: usize = 12_000;
 
 /// Reads certificates, and remembers those that could be read by their whole text.
 #[derive(Debug, Clone)]
-pub(super) struct Certificates {
+pub(crate) struct Certificates {
     oid: ExtensionOid,
     leaves: Arc<Quick<String, Arc<Leaf>, Weight>>,
 }
@@ -44,7 +44,7 @@ impl Certificates {
     }
 
     /// The leaf in `encoded`, a PEM text in URL encoding.
-    pub(super) fn read(&self, encoded: &str) -> Result<Arc<Leaf>, Reason> {
+    pub(crate) fn read(&self, encoded: &str) -> Result<Arc<Leaf>, Reason> {
         if encoded.is_empty() {
             return Err(Reason::NoClientCertificate);
         }

@@ -63,6 +63,10 @@ impl Failure {
                 "nothing of that file was kept; the role must own the database or its schema",
             ),
             Self::Serve(ServeError::Dns(_)) => (USAGE, "see [dns] in config.example.toml"),
+            Self::Serve(ServeError::Rules(_) | ServeError::Opa(_)) => (
+                USAGE,
+                "see [relay] in config.example.toml, and docs/relay.md",
+            ),
             Self::Serve(ServeError::Telemetry(_)) => {
                 (USAGE, "see [observability] in config.example.toml")
             }

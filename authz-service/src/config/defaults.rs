@@ -1,12 +1,13 @@
 //! What holds where neither the file nor the environment says otherwise.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 
 use permission::ExtensionOid;
 
 use crate::connections::SocketMode;
 
-use super::{Admin, Audit, Cache, Dns, Observability, Policy, Server, Tunnel};
+use super::{Admin, Audit, Cache, Dns, Observability, Policy, Relay, Server, Tunnel};
 
 impl Default for Server {
     fn default() -> Self {
@@ -46,6 +47,7 @@ impl Default for Policy {
             query_timeout_ms: 500,
             poll_interval_ms: 200,
             max_staleness_ms: 2000,
+            opa_url: None,
         }
     }
 }
@@ -83,6 +85,24 @@ impl Default for Audit {
             max_file_bytes: 256 * 1024 * 1024,
             replica: None,
             max_waiting: 4096,
+        }
+    }
+}
+
+impl Default for Relay {
+    fn default() -> Self {
+        Self {
+            tools_file: None,
+            tool_urls: BTreeMap::new(),
+            egress_file: None,
+            agents_file: None,
+            poca_required: true,
+            max_manifest_ttl_ms: 3_600_000,
+            contracts_dir: None,
+            policy_dir: None,
+            policy_timeout_ms: 100,
+            check_timeout_ms: 4500,
+            max_bodies_bytes: 128 * 1024 * 1024,
         }
     }
 }

@@ -7,6 +7,7 @@ use figment::error::Kind;
 use permission::{KeyError, TextError, TrustRootsError};
 
 use super::ENVIRONMENT;
+use super::relay::{EXISTING_ENVIRONMENT, EXISTING_NAMES};
 
 /// Why a configuration is refused.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,9 @@ pub enum ConfigError {
     /// A name that no certificate has.
     #[error("server.tls.client_names holds an empty name")]
     EmptyClientName,
+    /// Tool calls would be let through unjudged, or none ever.
+    #[error("relay.tools_file or relay.tool_urls is set, and {0}")]
+    RelayIncomplete(&'static str),
     /// A path that depends on where the service is started.
     #[error("{0} must be an absolute path")]
     NotAbsolute(&'static str),
@@ -122,6 +126,7 @@ impl ConfigError {
             }
             Self::SocketWithTls => "leave out one of them",
             Self::EmptyClientName => "leave client_names out to take whomever the CA vouches for",
+            Self::RelayIncomplete(_) => "see [relay] in config.example.toml, and docs/relay.md",
             Self::NotAbsolute(_) => "write it from / on, or leave the key out",
             Self::NoName(_) => "leave it out, and the host name is taken",
             Self::HalfTrust => "`agent-gateway-registry root show` prints both",
@@ -143,7 +148,15 @@ impl ConfigError {
                 .metadata
                 .as_ref()
                 .is_some_and(|source| source.name.contains(ENVIRONMENT));
-            let place = if from_environment {
+            let existing = fault.metadata.as_ref().and_then(|source| {
+                let key = fault.path.join(".");
+                let names = EXISTING_NAMES.iter();
+                let mut names = names.filter(|_| source.name == EXISTING_ENVIRONMENT);
+                names.find(|(_, ours)| *ours == key)
+            });
+            let place = if let Some((name, _)) = existing {
+                (*name).to_owned()
+            } else if from_environment {
                 format!("{ENVIRONMENT}{}", fault.path.join("__")).to_ascii_uppercase()
             } else if fault.path.is_empty() {
                 file.display().to_string()

@@ -656,3 +656,87 @@ fn the_example_shows_the_defaults() {
     let default = load("", &[]).unwrap();
     assert_eq!(format!("{example:#?}"), format!("{default:#?}"));
 }
+
+const RELAY: &str =
+    "[relay]\ntools_file = 'tools.yaml'\negress_file = 'egress.yaml'\npolicy_dir = 'policy'\n";
+
+#[test]
+fn without_tools_there_are_no_calls() {
+    let off = load("[relay]\nagents_file = 'agents.yaml'\n", &[]).unwrap();
+    assert!(off.relay_sources().is_none());
+    let sources = load(RELAY, &[]).unwrap().relay_sources().unwrap();
+    assert_eq!(sources.tools_file.as_deref(), Some(Path::new("tools.yaml")));
+    assert_eq!(sources.policy_dir.as_deref(), Some(Path::new("policy")));
+    // One judge.
+    let opa = [("OPA_URL", "http://opa:8181/v1/data/mcp/authz")];
+    let sources = load(RELAY, &opa).unwrap().relay_sources().unwrap();
+    assert_eq!(sources.policy_dir, None);
+}
+
+#[test]
+fn calls_that_nothing_would_judge_are_refused() {
+    for (text, told) in [
+        (
+            "[relay]\ntools_file = 'a'\npolicy_dir = 'b'\n",
+            "egress_file is not",
+        ),
+        ("[relay]\ntools_file = 'a'\negress_file = 'b'\n", "neither"),
+        (
+            "[relay]\negress_file = 'b'\n[relay.tool_urls]\necho = 'http://echo/'\n",
+            "neither",
+        ),
+    ] {
+        assert!(refused(text, &[]).contains(told), "{text}");
+    }
+    for bad in [
+        "[relay.tool_urls]\n'a b' = 'http://echo/'\n",
+        "[relay.tool_urls]\necho = 'http://user@echo/'\n",
+        "[relay]\npolicy_timeout_ms = 0\n",
+        "[relay]\nmax_manifest_ttl_ms = 0\n",
+        "[relay]\ncheck_timeout_ms = 60001\n",
+        "[relay]\nmax_bodies_bytes = 0\n",
+    ] {
+        assert!(load(bad, &[]).is_err(), "{bad}");
+    }
+}
+
+#[test]
+fn the_existing_gateways_names_are_accepted() {
+    let config = load(
+        "[policy]\nopa_url = 'http://other/'\n[relay]\npoca_required = true\n",
+        &[
+            ("OPA_URL", "http://opa:8181/v1/data/mcp/authz"),
+            ("BACKEND_URL", "http://echo:8081/echo"),
+            ("TODOS_URL", "http://todos:8082/call"),
+            ("POCA_REQUIRED", "false"),
+            ("POCA_AGENTS_PATH", "/app/pki/agents.yaml"),
+            ("EGRESS_CONFIG_PATH", "/app/egress.yaml"),
+        ],
+    )
+    .unwrap();
+    let opa = config.policy.opa_url.as_deref();
+    assert_eq!(opa, Some("http://opa:8181/v1/data/mcp/authz"));
+    assert!(!config.relay.poca_required);
+    let sources = config.relay_sources().unwrap();
+    let tools = sources
+        .tool_urls
+        .iter()
+        .map(|(name, url)| format!("{name} {url}"));
+    let tools: Vec<_> = tools.collect();
+    assert_eq!(
+        tools,
+        ["echo http://echo:8081/echo", "todos http://todos:8082/call"]
+    );
+    assert_eq!(
+        sources.agents_file.as_deref(),
+        Some(Path::new("/app/pki/agents.yaml"))
+    );
+    assert_eq!(sources.egress_file, Path::new("/app/egress.yaml"));
+    // Our own names win.
+    let ours = ("AGENT_GATEWAY__RELAY__POCA_REQUIRED", "true");
+    let config = load("", &[("POCA_REQUIRED", "false"), ours]).unwrap();
+    assert!(config.relay.poca_required);
+    // A fault is told under the name that was used.
+    assert!(refused("", &[("POCA_REQUIRED", "maybe")]).starts_with("POCA_REQUIRED: "));
+    assert!(refused("", &[("BACKEND_URL", "echo")]).contains("BACKEND_URL"));
+}
