@@ -29,6 +29,7 @@ Environment:
   AGENT_GATEWAY_DEMO_ADMIN_HTTP_PORT         its probes and metrics (9464)
   AGENT_GATEWAY_DEMO_POSTGRES_PORT           the registry's database (15432)
   AGENT_GATEWAY_DEMO_SERVICE_PORT            docstore on 127.0.0.2, messaging on 127.0.0.3 (8443)
+  AGENT_GATEWAY_DEMO_TOOL_PORT               echo on 127.0.0.4, todos on 127.0.0.5 (8081)
 A port that is taken is replaced by a free one, unless its variable is set.
 
 Exit status: 0 all came out right, 1 something did not or does not run, 64 wrong usage, 69 the demo
@@ -60,6 +61,8 @@ forget_environment() {
         case $name in
         AGENT_GATEWAY_DEMO_*) ;;
         AGENT_GATEWAY_* | DATABASE_URL | PG* | RUST_LOG) unset "$name" ;;
+        # Names that the service takes from the relay gateway before it.
+        OPA_URL | BACKEND_URL | TODOS_URL | AUDIT_PATH | POCA_* | EGRESS_CONFIG_PATH) unset "$name" ;;
         esac
     done
 }

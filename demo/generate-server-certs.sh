@@ -43,3 +43,6 @@ certificates server-ca "agent-gateway demo CA" server gateway \
     DNS:gateway,DNS:localhost,IP:127.0.0.1,IP:::1
 certificates mock-ca "mock services CA" mock-services mock-services \
     DNS:docstore,DNS:messaging,DNS:localhost
+
+# Whom Envoy trusts for tools behind TLS. The demo's own speak plain HTTP.
+cp mock-ca.pem tools-ca.pem

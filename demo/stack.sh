@@ -53,17 +53,18 @@ choose_ports() {
     proxy_port=3128 stranger_proxy_port=3129
     gateway_port=8443 envoy_admin_port=9901
     grpc_port=50051 admin_grpc_port=50052 admin_http_port=9464
-    postgres_port=15432 service_port=8443
+    postgres_port=15432 service_port=8443 tool_port=8081
     local name
     for name in swtpm_port principal_swtpm_port stranger_swtpm_port; do
         port "$name" 2
     done
     for name in proxy_port stranger_proxy_port gateway_port envoy_admin_port grpc_port \
-        admin_grpc_port admin_http_port postgres_port service_port; do
+        admin_grpc_port admin_http_port postgres_port service_port tool_port; do
         port "$name"
     done
     # The services' addresses are their own, so that both can have the port that Envoy has too.
     docstore=docstore:$service_port messaging=messaging:$service_port
+    echo_tool=echo:$tool_port todos_tool=todos:$tool_port
 }
 
 secret() { openssl rand -hex 24; }
@@ -118,7 +119,10 @@ write_config() {
     cat >hosts <<END
 127.0.0.2 docstore
 127.0.0.3 messaging
+127.0.0.4 echo
+127.0.0.5 todos
 END
+    write_rules
     cat >config.toml <<END
 [server]
 grpc_addr = "127.0.0.1:$grpc_port"
@@ -142,8 +146,41 @@ cidrs = ["127.0.0.2/32"]
 destination = "$messaging"
 cidrs = ["127.0.0.3/32"]
 
+[relay]
+tools_file = $(quoted "$demo/rules/tools.yaml")
+egress_file = $(quoted "$demo/rules/egress.yaml")
+agents_file = $(quoted "$demo/rules/agents.yaml")
+contracts_dir = $(quoted "$demo/rules/contracts")
+policy_dir = $(quoted "$demo/rules/policy")
+
 [dns]
-hosts_file = $(jq -n --arg path "$demo/hosts" '$path')
+hosts_file = $(quoted "$demo/hosts")
+END
+}
+
+quoted() { jq -n --arg text "$1" '$text'; }
+
+# Which tools may be called, where they are, and with which key the agent proves its calls: the
+# project's own contracts and policy, and two tools.
+write_rules() {
+    mkdir rules
+    cp -r "$root/contracts" "$root/policy" rules/
+    cat >rules/tools.yaml <<END
+tools:
+- {name: echo, url: "http://$echo_tool/echo", private: [127.0.0.4/32]}
+- {name: todos, url: "http://$todos_tool/call", contract: todos.v1, private: [127.0.0.5/32]}
+END
+    cat >rules/egress.yaml <<END
+default: deny
+allow:
+- {name: echo, url: "http://$echo_tool/echo"}
+- {name: todos, url: "http://$todos_tool/call"}
+END
+    (umask 077 && openssl genpkey -algorithm ed25519 -out secrets/agent-alpha-poca.pem)
+    cat >rules/agents.yaml <<END
+agents:
+  agent-alpha:
+    ed25519_pubkey_b64: "$(openssl pkey -in secrets/agent-alpha-poca.pem -pubout -outform DER | base64 -w 0)"
 END
 }
 
@@ -154,6 +191,12 @@ start_services() {
             --listen "127.0.0.$address:$service_port" \
             --cert certs/mock-services.pem --key certs/mock-services-key.pem
         until_true "$name to listen" listens "127.0.0.$address" "$service_port"
+        address=$((address + 1))
+    done
+    for name in echo todos; do
+        start "$name" "$programs/agent-gateway-mock-tool" --name "$name" \
+            --listen "127.0.0.$address:$tool_port"
+        until_true "$name to listen" listens "127.0.0.$address" "$tool_port"
         address=$((address + 1))
     done
 }
@@ -197,7 +240,8 @@ enrol_principal() {
     pin "$owner_pin" >secrets/principal-owner.pin
     tpm2_changeauth -T "$principal_tcti" -c owner "file:secrets/principal-owner.pin"
     registry register-key org-alice --tcti "$principal_tcti"
-    registry grant-scope org-alice "$docstore" "$messaging" api.anthropic.com --valid 60d
+    registry grant-scope org-alice "$docstore" "$messaging" api.anthropic.com "$echo_tool" \
+        "$todos_tool" --valid 60d
 }
 
 # grant DESTINATION: org-alice signs it for agent-alpha's key.

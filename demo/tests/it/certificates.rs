@@ -25,6 +25,7 @@ fn only_the_servers_keys_are_kept_and_for_their_owner_alone() -> Result<()> {
         "server-ca.pem",
         "server-key.pem",
         "server.pem",
+        "tools-ca.pem",
     ];
     assert_eq!(names, expected.map(str::to_owned).into());
     Ok(())
