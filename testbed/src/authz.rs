@@ -142,6 +142,11 @@ impl Authz {
         Ok(())
     }
 
+    /// The whole answer of the readiness probe.
+    pub async fn readyz(&self) -> Result<String> {
+        self.http("/readyz").await
+    }
+
     /// The whole answer of the service's own HTTP.
     async fn http(&self, path: &str) -> Result<String> {
         let mut stream = TcpStream::connect(self.admin_http_addr()).await?;

@@ -170,6 +170,10 @@ impl Files {
                 text(&options.pki.key_file())?,
             ),
             (
+                "certs/tools-ca.pem".to_owned(),
+                text(&options.pki.ca_file())?,
+            ),
+            (
                 "logs/access.jsonl".to_owned(),
                 text(&files.access_log_file())?,
             ),

@@ -4,17 +4,19 @@ use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
-use rustls::pki_types::CertificateDer;
+use rustls::ServerConfig;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tempfile::TempDir;
 
 /// A made-up CA and the gateway's server certificate by it, for the names `gateway` and
 /// `localhost` and the loopback addresses.
 #[derive(Debug)]
 pub struct GatewayPki {
-    ca: CertificateDer<'static>,
+    issuer: CertifiedIssuer<'static, KeyPair>,
     folder: TempDir,
 }
 
@@ -37,11 +39,8 @@ impl GatewayPki {
         let server_key = KeyPair::generate()?;
         let server = params.signed_by(&server_key, &ca)?;
 
-        let pki = GatewayPki {
-            ca: ca.der().clone(),
-            folder,
-        };
-        fs::write(pki.ca_file(), ca.pem())?;
+        let pki = GatewayPki { issuer: ca, folder };
+        fs::write(pki.ca_file(), pki.issuer.pem())?;
         fs::write(pki.certificate_file(), server.pem())?;
         write_secret(&pki.key_file(), &server_key.serialize_pem())?;
         Ok(pki)
@@ -64,7 +63,21 @@ impl GatewayPki {
 
     /// The CA's certificate in DER.
     pub fn ca(&self) -> CertificateDer<'static> {
-        self.ca.clone()
+        self.issuer.der().clone()
+    }
+
+    /// For a TLS server that shows a certificate for `name` by this CA; the gateway's Envoy trusts
+    /// it for tools.
+    pub fn server_config(&self, name: &str) -> Result<ServerConfig> {
+        let params = CertificateParams::new([name.to_owned()])?;
+        let key = KeyPair::generate()?;
+        let certificate = params.signed_by(&key, &self.issuer)?;
+        let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        Ok(ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.der().clone()], key)?)
     }
 }
 

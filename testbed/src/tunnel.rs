@@ -115,6 +115,14 @@ impl Answer {
         }
     }
 
+    /// The body; nothing for an open tunnel.
+    pub fn body(&self) -> &[u8] {
+        match &self.content {
+            Content::Body(body) => body,
+            Content::Tunnel(_) => &[],
+        }
+    }
+
     /// The body as JSON.
     pub fn json(&self) -> Result<Value> {
         serde_json::from_str(&self.text()).with_context(|| format!("not JSON: {}", self.text()))
@@ -125,7 +133,7 @@ impl Answer {
         self.headers.get(name)?.to_str().ok()
     }
 
-    async fn read(mut response: Response<Incoming>, connects: bool) -> Result<Answer> {
+    pub(crate) async fn read(mut response: Response<Incoming>, connects: bool) -> Result<Answer> {
         let content = if connects && response.status().is_success() {
             Content::Tunnel(TokioIo::new(hyper::upgrade::on(&mut response).await?))
         } else {

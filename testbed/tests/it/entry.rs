@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use envoy_types::pb::google::protobuf::value::Kind;
 use http::{Method, Request};
 use http_body_util::Full;
 use rustls::HandshakeKind;
@@ -172,23 +173,69 @@ async fn denied_answer_reaches_the_client_unchanged() {
 async fn other_methods_are_405_without_asking_the_service() {
     let gateway = Gateway::start(dial("127.0.0.1:1")).await;
     let client = gateway.client().await;
-    for method in [Method::GET, Method::POST, Method::OPTIONS, Method::PUT] {
+    for (method, path, allow) in [
+        (Method::GET, "/documents", "CONNECT"),
+        (Method::POST, "/documents", "CONNECT"),
+        (Method::OPTIONS, "/", "CONNECT"),
+        (Method::PUT, "/", "CONNECT"),
+        (Method::GET, "/relay", "POST"),
+        (Method::PUT, "/relay", "POST"),
+    ] {
         let request = Request::builder()
             .method(method.clone())
-            .uri("https://gateway/relay")
+            .uri(format!("https://gateway{path}"))
             .body(Full::from("some body"))
             .unwrap();
         let answer = client.send(request).await.unwrap();
         assert_eq!(answer.status, 405, "{method}");
-        assert_eq!(answer.header("allow"), Some("CONNECT"));
+        assert_eq!(answer.header("allow"), Some(allow));
         let body = serde_json::json!({
             "error": "method not allowed",
             "reason": "method_not_allowed",
-            "hint": "only CONNECT is carried here: use https, through the sidecar",
+            "hint": "CONNECT opens a tunnel (use https, through the sidecar), POST /relay calls a tool",
         });
         assert_refused(&answer, body, "http_request_error");
     }
     assert_eq!(gateway.checks().len(), 0);
+}
+
+/// The service's own mistakes let nothing through: Envoy knows a call's tool and payload by what
+/// the service says alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_that_is_allowed_without_tool_or_payload_goes_nowhere() {
+    let service = TcpService::start([127, 0, 0, 1], Behaviour::Echo)
+        .await
+        .unwrap();
+    let lane =
+        |name: &str| dial_private(service.addr()).and("lane", Kind::StringValue(name.to_owned()));
+    let number = Kind::NumberValue;
+    for verdict in [
+        dial_private(service.addr()),
+        lane("other"),
+        lane("http"),
+        lane("http").and("off", number(0.0)),
+        lane("http")
+            .and("off", number(-1.0))
+            .and("len", number(4.0)),
+        lane("http").and("off", number(6.0)).and("len", number(4.0)),
+        lane("http")
+            .and("off", number(0.0))
+            .and("len", number(10.0)),
+        lane("http")
+            .and("off", Kind::StringValue("0".to_owned()))
+            .and("len", Kind::BoolValue(true)),
+    ] {
+        let gateway =
+            Gateway::start(verdict.with_header("x-changed", "so that the route is chosen again"))
+                .await;
+        let request = Request::post("https://gateway/relay")
+            .body(Full::from("some body"))
+            .unwrap();
+        let answer = gateway.client().await.send(request).await.unwrap();
+        assert_eq!(answer.status, 502, "{answer:?}");
+        assert_eq!(answer.json().unwrap()["reason"], "no_tool_chosen");
+    }
+    assert_eq!(service.connections(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

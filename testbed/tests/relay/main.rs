@@ -1,0 +1,19 @@
+//! Tool calls through real Envoy, the real service and real Postgres, to real HTTP servers.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    reason = "tests"
+)]
+
+mod answers;
+mod bodies;
+mod calls;
+mod contracts;
+mod entry;
+mod opa;
+mod permissions;
+mod places;
+mod reloading;
+mod scene;
