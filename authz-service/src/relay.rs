@@ -509,7 +509,10 @@ pub(crate) struct Question<'a> {
 }
 
 fn hold_against(ids: &[String], payload: &[u8], rules: &Rules) -> Result<(), Denial> {
-    // Read once before, as far as the body was declared or turned out to be JSON.
+    // Nobody said that a bare body is JSON; what its contract is held against must be all the same.
+    if !envelope::is_json(payload) {
+        return Err(Reason::JsonParseError.into());
+    }
     let payload =
         serde_json::from_slice(payload).map_err(|_| Denial::from(Reason::JsonParseError))?;
     for id in ids {

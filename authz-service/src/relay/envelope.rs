@@ -83,6 +83,11 @@ pub fn read(body: &[u8], declared_json: bool) -> Result<Call, EnvelopeError> {
     })
 }
 
+/// Whether this is JSON that every reader understands alike.
+pub fn is_json(payload: &[u8]) -> bool {
+    scan(payload).is_some()
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Envelope<'a> {

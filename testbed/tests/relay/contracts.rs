@@ -58,10 +58,12 @@ async fn the_contract_that_a_call_names_applies() {
     assert_denied(&answer, 422, "unknown_contract");
     // Not JSON, though nobody said that it was.
     let headers = [("x-contract-id", "echo.v1"), ("content-type", "text/plain")];
-    assert_denied(
-        &scene.post_with(&headers, b"hi").await,
-        422,
-        "json_parse_error",
-    );
+    for body in [&b"hi"[..], br#"{"message":"hi","message":"ho"}"#] {
+        assert_denied(
+            &scene.post_with(&headers, body).await,
+            422,
+            "json_parse_error",
+        );
+    }
     assert_eq!(scene.echo.seen().len(), 1);
 }
