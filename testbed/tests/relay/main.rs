@@ -8,6 +8,7 @@
 )]
 
 mod answers;
+mod audited;
 mod bodies;
 mod calls;
 mod contracts;
