@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use clap::{ArgGroup, Args, Parser, Subcommand};
 use clap_complete::Shell;
+use http::HeaderValue;
 use http::uri::Authority;
 use permission::Identity;
 use rustls::pki_types::ServerName;
@@ -99,6 +100,14 @@ pub enum Command {
     Rotate(RotateArgs),
     /// Show the agent's key, and how its sidecar is doing; 69 if none runs
     Status(StatusArgs),
+    /// Call a tool through the gateway, with proof of its context
+    ///
+    /// The answer's body goes to stdout, whatever its status. The key that signs the proof is made
+    /// by `poca keygen`; who calls is proved by the key in the TPM.
+    Relay(RelayArgs),
+    /// Keys and signatures that prove a call's context (PoCA)
+    #[command(subcommand)]
+    Poca(PocaCommand),
     /// Look for what is wrong: TPM, key, clock, gateway, its CA, and one tunnel
     ///
     /// While the sidecar of this state runs, it is asked; otherwise everything is tried as `run`
@@ -124,10 +133,15 @@ impl Command {
     /// Whether the command talks with the TPM.
     pub fn uses_tpm(&self) -> bool {
         match self {
-            Command::Init(_) | Command::Run(_) | Command::Rotate(_) | Command::Doctor(_) => true,
+            Command::Init(_)
+            | Command::Run(_)
+            | Command::Rotate(_)
+            | Command::Doctor(_)
+            | Command::Relay(_) => true,
             Command::Exec(_)
             | Command::Certificate(_)
             | Command::Status(_)
+            | Command::Poca(_)
             | Command::Completions { .. }
             | Command::ManPages { .. } => false,
         }
@@ -329,6 +343,117 @@ pub struct DoctorArgs {
     pub json: bool,
 }
 
+/// `relay`
+#[derive(Debug, Args)]
+pub struct RelayArgs {
+    /// The tool's name
+    #[arg(long, value_name = "NAME")]
+    pub tool: String,
+    /// File with what the tool is to get, or - for stdin: JSON, or for `echo` anything
+    #[arg(long, value_name = "FILE")]
+    pub body: PathBuf,
+    /// The $id of a contract that the body must meet
+    #[arg(long, value_name = "ID")]
+    pub contract: Option<HeaderValue>,
+    /// What the call is for
+    #[arg(long, default_value = "", value_name = "TEXT")]
+    pub intent: String,
+    /// What it needs (repeat the option for several)
+    #[arg(long = "scope", value_name = "TEXT")]
+    pub scopes: Vec<String>,
+    /// Minutes for which the proof counts
+    #[arg(long = "expmin", default_value = "5", value_name = "MINUTES", value_parser = minutes)]
+    pub lifetime: Duration,
+    /// File with the key that signs the proof; poca.key in the state folder if not given
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub state: StateArgs,
+    /// The gateway, as for `run`
+    #[arg(
+        long = "gateway",
+        env = "AGENT_GATEWAY_GATEWAY",
+        value_name = "HOST:PORT",
+        required = true,
+        value_delimiter = ','
+    )]
+    pub gateways: Vec<GatewayAddress>,
+    /// The gateway's authorities, as for `run`
+    #[arg(long, env = "AGENT_GATEWAY_CA", value_name = "FILE")]
+    pub ca: PathBuf,
+    /// Name in the gateway's certificate, as for `run`
+    #[arg(long, env = "AGENT_GATEWAY_SERVER_NAME", value_name = "NAME", value_parser = server_name)]
+    pub server_name: Option<ServerName<'static>>,
+    /// Seconds in which the answer must be there
+    #[arg(long, default_value = "15", value_name = "SECONDS", value_parser = seconds)]
+    pub timeout: Duration,
+}
+
+/// `poca`
+#[derive(Debug, Subcommand)]
+pub enum PocaCommand {
+    /// Make (or find) the key that signs proofs, and print its public key
+    ///
+    /// The key is a file for its owner alone. The public key is base64url of 32 bytes, as the
+    /// gateway's list of agents takes it.
+    Keygen(KeygenArgs),
+    /// Print the headers that prove a call's context, and the body that they are for
+    ///
+    /// Three lines, for other clients to send: X-PoCA-Manifest, X-PoCA-Signature and Body. Each
+    /// is good for one call.
+    Sign(SignArgs),
+}
+
+/// `poca keygen`
+#[derive(Debug, Args)]
+pub struct KeygenArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub key: KeyArgs,
+}
+
+/// `poca sign`
+#[derive(Debug, Args)]
+pub struct SignArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub key: KeyArgs,
+    /// Who calls: the identity in the certificate that the call is made with
+    #[arg(long, default_value = "agent", value_name = "IDENTITY", value_parser = Identity::parse)]
+    pub caller: Identity,
+    /// The tool's name
+    #[arg(long, default_value = "echo", value_name = "NAME")]
+    pub tool: String,
+    /// What the call is for
+    #[arg(long, default_value = "echo_payload", value_name = "TEXT")]
+    pub intent: String,
+    /// What it needs (repeat the option for several)
+    #[arg(long = "scope", default_value = "read", value_name = "TEXT")]
+    pub scopes: Vec<String>,
+    /// Minutes for which the proof counts
+    #[arg(long = "expmin", default_value = "5", value_name = "MINUTES", value_parser = minutes)]
+    pub lifetime: Duration,
+    /// The whole body of the request, as it will be sent
+    #[arg(
+        long,
+        default_value = r#"{"message":"hello gateway"}"#,
+        value_name = "TEXT"
+    )]
+    pub body: String,
+}
+
+/// Where the key that signs proofs is.
+#[derive(Debug, Args)]
+pub struct KeyArgs {
+    /// File with the key: PEM, PKCS#8, as `openssl genpkey -algorithm ed25519` makes it
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// Folder of the agent's sidecar, in which the key is poca.key
+    #[arg(long, env = "AGENT_GATEWAY_STATE", value_name = "DIR")]
+    pub state: Option<PathBuf>,
+}
+
 /// Where the agent's state is.
 #[derive(Debug, Args)]
 pub struct StateArgs {
@@ -353,6 +478,13 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse() {
         Ok(seconds @ 1..=3600) => Ok(Duration::from_secs(seconds)),
         _ => Err("not a number of seconds from 1 to 3600".to_owned()),
+    }
+}
+
+fn minutes(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(minutes @ 1..=1440) => Ok(Duration::from_mins(minutes)),
+        _ => Err("not a number of minutes from 1 to 1440".to_owned()),
     }
 }
 

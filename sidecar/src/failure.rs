@@ -1,5 +1,7 @@
 //! How a command ends that could not do its work: exit code, `error:` and `hint:`.
 
+mod call;
+
 use std::io::{self, ErrorKind};
 use std::process::ExitCode;
 

@@ -2,6 +2,7 @@
 
 mod address;
 mod avoided;
+mod call;
 mod connection;
 mod connector;
 mod heard;

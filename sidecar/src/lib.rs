@@ -6,6 +6,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod call;
 pub mod certificate;
 pub mod cli;
 pub mod config;
@@ -21,6 +22,7 @@ mod open_files;
 pub mod output;
 pub mod pin;
 pub mod prompt;
+pub mod proof;
 pub mod proxy;
 mod rekey;
 pub mod request;

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use clap::CommandFactory as _;
-use sidecar::cli::{Cli, Command};
-use sidecar::{config, doctor, exec, failure, init, request, rotate, run, status};
+use sidecar::cli::{Cli, Command, PocaCommand};
+use sidecar::{call, config, doctor, exec, failure, init, proof, request, rotate, run, status};
 use tpm::tss_log;
 
 fn main() -> ExitCode {
@@ -23,6 +23,9 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Rotate(args) => rotate::run(&args),
         Command::Doctor(args) => doctor::run(&args),
+        Command::Relay(args) => call::run(args),
+        Command::Poca(PocaCommand::Keygen(args)) => proof::keygen(&args),
+        Command::Poca(PocaCommand::Sign(args)) => proof::sign(&args),
         Command::Completions { shell } => {
             manual::completions(Cli::command(), shell).map_err(failure::Failure::from)
         }

@@ -187,13 +187,20 @@ async fn stream(
     mut respond: SendResponse<Bytes>,
     shared: Arc<Shared>,
 ) {
-    assert_eq!(request.method(), http::Method::CONNECT);
-    let authority = request.uri().authority().unwrap().to_string();
-    let headers = request
+    let headers: BTreeMap<_, _> = request
         .headers()
         .iter()
         .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()))
         .collect();
+    let authority = if request.method() == http::Method::POST {
+        assert_eq!(request.uri().path(), "/relay");
+        // A tool call says by its contract how it is to be answered.
+        let contract = headers.get("x-contract-id");
+        contract.map_or("echo", String::as_str).to_owned()
+    } else {
+        assert_eq!(request.method(), http::Method::CONNECT);
+        request.uri().authority().unwrap().to_string()
+    };
     let host = authority.split(':').next().unwrap().to_owned();
     shared
         .seen
