@@ -11,6 +11,7 @@ use crate::database::{self, within};
 use crate::failure::Failure;
 use crate::subject::Subject;
 use crate::terminal::{Report, escape, when};
+use crate::trust::Trust;
 
 /// A request, and the time at which it is looked at.
 pub(crate) struct Asked {
@@ -54,9 +55,9 @@ impl Asked {
 }
 
 /// Runs the command.
-pub(crate) async fn run(args: &RequestArgs) -> Result<(Report, Outcome), Failure> {
+pub(crate) async fn run(args: &RequestArgs, trust: &Trust) -> Result<(Report, Outcome), Failure> {
     let asked = Asked::read(args)?;
-    let mut registry = database::open().await?;
+    let mut registry = database::open(trust).await?;
     let (now, at) = asked.times(&mut registry).await?;
     let facts = within(registry.facts(&asked.request)).await?;
     let mut json = asked.json(at);

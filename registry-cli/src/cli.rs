@@ -12,6 +12,7 @@ mod database_url;
 mod grants;
 mod listings;
 mod revocations;
+mod roots;
 
 use clap::{Parser, Subcommand};
 
@@ -22,6 +23,7 @@ pub use self::grants::{
 };
 pub use self::listings::{DoctorArgs, ListArgs, Listed, RequestArgs, Selectors, ShowArgs, State};
 pub use self::revocations::{ImpactArgs, RevokeArgs, RevokeKeyArgs, RevokeScopeArgs, TakeBackArgs};
+pub use self::roots::{RootCommand, RootInitArgs, RootKeyArgs, RootSignArgs, TrustArgs};
 
 const ENVIRONMENT: &str = "\
 Environment:
@@ -31,7 +33,9 @@ Environment:
   AGENT_GATEWAY_TPM_USER_PIN  the PIN of the key in the TPM, if it has one; at a terminal you
                               are asked for what is not set
   AGENT_GATEWAY_TPM_SO_PIN    the PIN of the TPM's owner hierarchy, if it has one: without it
-                              no key is made";
+                              no key is made
+  AGENT_GATEWAY_TRUST_ROOTS   the roots of trust, where no --trust-root is given
+  AGENT_GATEWAY_REGISTRY_ID   the registry's id, where --registry-id is not given";
 
 const EXIT_STATUS: &str = "\
 Exit status:
@@ -79,6 +83,9 @@ pub struct Cli {
     /// the machine
     #[arg(long, global = true, value_name = "URL")]
     pub database_url: Option<DatabaseUrl>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub trust: TrustArgs,
 }
 
 /// The commands.
@@ -186,6 +193,17 @@ Exit status 1 if there is a bad row.
 Example:
   agent-gateway-registry verify")]
     Verify,
+    /// Roots of trust: make one, sign keys and scopes with it, see what it has not signed
+    ///
+    /// Where a service has policy.trust_roots, a key or scope counts only as one of them signed it.
+    #[command(
+        subcommand,
+        after_help = "\
+Example:
+  agent-gateway-registry root init --root-handle 0x81010020 --public root.pub
+  agent-gateway-registry root sign --root-handle 0x81010020"
+    )]
+    Root(RootCommand),
     /// Check the database, the role, the clock, the key, and what is about to expire
     #[command(after_help = "\
 Exit status 1 if anything has failed.
@@ -200,13 +218,25 @@ impl Command {
     pub fn uses_tpm(&self) -> bool {
         match self {
             Command::RegisterKey(RegisterKeyArgs {
-                key, public_key, ..
-            }) => key.place.key_file.is_none() && public_key.is_none(),
-            Command::RotateKey(RotateKeyArgs { key, .. }) => key.place.key_file.is_none(),
+                key,
+                public_key,
+                root,
+                ..
+            }) => {
+                (key.place.key_file.is_none() && public_key.is_none()) || root.root_handle.is_some()
+            }
+            Command::GrantScope(GrantScopeArgs { root, .. })
+            | Command::Root(
+                RootCommand::Init(RootInitArgs { root, .. })
+                | RootCommand::Sign(RootSignArgs { root, .. }),
+            ) => root.root_handle.is_some(),
             Command::Doctor(DoctorArgs { key, .. }) => key.key_file.is_none(),
+            Command::RotateKey(RotateKeyArgs { key, root, .. }) => {
+                key.place.key_file.is_none() || root.root_handle.is_some()
+            }
             Command::Grant(GrantArgs { key, text, .. }) => key.key_file.is_none() && text.is_none(),
-            Command::GrantScope(_)
-            | Command::Revoke(_)
+            Command::Revoke(_)
+            | Command::Root(RootCommand::Show)
             | Command::RevokeScope(_)
             | Command::RevokeKey(_)
             | Command::Impact(_)
@@ -241,8 +271,16 @@ mod tests {
             .filter(|command| command.get_name() != "help")
             .map(clap::Command::clone)
             .collect();
-        assert_eq!(names.len(), 16);
-        for mut command in names.into_iter().chain([program]) {
+        assert_eq!(names.len(), 17);
+        let root = names.iter().find(|command| command.get_name() == "root");
+        let roots: Vec<_> = root
+            .unwrap()
+            .get_subcommands()
+            .filter(|command| command.get_name() != "help")
+            .map(clap::Command::clone)
+            .collect();
+        assert_eq!(roots.len(), 3);
+        for mut command in names.into_iter().chain(roots).chain([program]) {
             let help = command.render_long_help().to_string();
             let (_, examples) = help.rsplit_once("Example:\n").unwrap();
             let mut seen = 0;

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use permission::TrustRoots;
 use registry::{Rights, SCHEMA_VERSION, Writer};
 use serde_json::{Value, json};
 
@@ -9,7 +10,9 @@ use crate::cli::DoctorArgs;
 use crate::database::{self, within};
 use crate::failure::Failure;
 use crate::principal::Place;
+use crate::root::unsigned::{Which, unsigned};
 use crate::terminal::{Report, escape};
+use crate::trust::Trust;
 use crate::validity::Validity;
 use crate::{Outcome, clock};
 
@@ -30,14 +33,17 @@ struct Check {
 }
 
 /// Runs the command.
-pub(crate) async fn run(args: &DoctorArgs) -> (Report, Outcome) {
+pub(crate) async fn run(args: &DoctorArgs, trust: &Trust) -> (Report, Outcome) {
     let mut checks = Vec::new();
-    match database::open().await {
+    match database::open(trust).await {
         Ok(mut registry) => {
             let schema = format!("reachable, schema version {SCHEMA_VERSION}");
             checks.push(Check::new("database", Status::Ok, schema));
             checks.push(judged("role", rights(&mut registry).await));
             checks.push(judged("clock", skew(&mut registry).await));
+            if let Some(roots) = &trust.roots {
+                checks.push(judged("roots", signed(&mut registry, roots).await));
+            }
             checks.push(judged("expiry", expiry(&mut registry, args.within).await));
         }
         Err(failure) => checks.push(judged("database", Err(failure))),
@@ -70,6 +76,23 @@ async fn rights(registry: &mut Writer) -> Result<(Status, String), Failure> {
             format!("{role} may only read: no grants, no revocations"),
         ),
     })
+}
+
+async fn signed(registry: &mut Writer, roots: &TrustRoots) -> Result<(Status, String), Failure> {
+    let now = within(registry.now()).await?;
+    let (id, which) = (roots.registry_id(), Which::default());
+    let open = unsigned(registry, id, &which, Some(roots), now)
+        .await?
+        .len();
+    let status = if open == 0 {
+        Status::Ok
+    } else {
+        Status::Warning
+    };
+    Ok((
+        status,
+        format!("{open} keys and scopes are not signed by a trust root"),
+    ))
 }
 
 async fn skew(registry: &mut Writer) -> Result<(Status, String), Failure> {

@@ -15,6 +15,8 @@ const DATABASE_URLS: [&str; 2] = ["AGENT_GATEWAY_DATABASE_URL", "DATABASE_URL"];
 const TCTI: &str = "AGENT_GATEWAY_TCTI";
 const USER_PIN: &str = "AGENT_GATEWAY_TPM_USER_PIN";
 const OWNER_PIN: &str = "AGENT_GATEWAY_TPM_SO_PIN";
+const TRUST_ROOTS: &str = "AGENT_GATEWAY_TRUST_ROOTS";
+const REGISTRY_ID: &str = "AGENT_GATEWAY_REGISTRY_ID";
 
 /// What `--database-url` says: set once, before anything asks.
 static NAMED: OnceLock<DatabaseUrl> = OnceLock::new();
@@ -74,6 +76,21 @@ fn pin(variable: &'static str) -> Result<Option<Pin>, Failure> {
     };
     let read = text.parse().map(Some);
     read.map_err(|source| PinFailure::Variable { variable, source }.into())
+}
+
+/// The roots of trust, as hex or files.
+pub(crate) fn trust_roots() -> Result<Vec<String>, Failure> {
+    let text = read(TRUST_ROOTS)?.unwrap_or_default();
+    Ok(text
+        .split(',')
+        .map(|root| root.trim().to_owned())
+        .filter(|root| !root.is_empty())
+        .collect())
+}
+
+/// The registry that is meant.
+pub(crate) fn registry_id() -> Result<Option<String>, Failure> {
+    read(REGISTRY_ID)
 }
 
 /// A variable's value; an empty one counts as unset.

@@ -1,18 +1,26 @@
 //! `export`: signed rows as lines of JSON, a page at a time.
 
+use registry::{Filter, StatementRow, Writer};
+
+use crate::arguments::id;
 use crate::cli::ExportArgs;
 use crate::database::{self, within};
 use crate::failure::Failure;
+use crate::root::unsigned;
 use crate::terminal::{Written, write};
+use crate::trust::Trust;
 use crate::{selectors, signed_row};
 
 /// Rows held at a time.
 const PAGE: u32 = 1000;
 
 /// Runs the command.
-pub(crate) async fn run(args: &ExportArgs) -> Result<(), Failure> {
+pub(crate) async fn run(args: &ExportArgs, trust: &Trust) -> Result<(), Failure> {
     let filter = selectors::read(&args.selectors)?;
-    let mut registry = database::open().await?;
+    let mut registry = database::open(trust).await?;
+    if args.keys && write(&keys(&mut registry, &filter).await?)? == Written::ReaderGone {
+        return Ok(());
+    }
     let mut after: Option<String> = None;
     loop {
         let page = registry.permissions_after(&filter, after.as_deref(), Some(PAGE));
@@ -26,4 +34,37 @@ pub(crate) async fn run(args: &ExportArgs) -> Result<(), Failure> {
             return Ok(());
         }
     }
+}
+
+/// Keys that match, and their scopes, as far as they can be read; as they are, whoever signed them.
+async fn keys(registry: &mut Writer, filter: &Filter) -> Result<String, Failure> {
+    let found = within(registry.registry_id()).await?;
+    let registry_id = id("the registry's id", &found)?;
+    let of_key = Filter {
+        key_id: filter.key_id.clone(),
+        ..Filter::default()
+    };
+    let scopes = within(registry.all_scopes(filter)).await?;
+    let mut lines = String::new();
+    for key in within(registry.keys(&of_key)).await? {
+        let Some(statement) = unsigned::of_key(&key, &registry_id) else {
+            continue;
+        };
+        let of_key = statement.clone();
+        lines += &signed_row::statement(&StatementRow {
+            statement,
+            root_signature: key.root_signature,
+            revoked_at: key.revoked_at,
+        });
+        for scope in &scopes {
+            if let Some(statement) = unsigned::of_scope(scope, &of_key) {
+                lines += &signed_row::statement(&StatementRow {
+                    statement,
+                    root_signature: scope.root_signature.clone(),
+                    revoked_at: scope.revoked_at,
+                });
+            }
+        }
+    }
+    Ok(lines)
 }

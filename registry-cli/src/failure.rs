@@ -1,5 +1,6 @@
 //! How a command ends that could not do its work: exit status, `error:` and `hint:`.
 
+mod root;
 mod verdict;
 
 use std::error::Error;
@@ -12,6 +13,7 @@ use permission::{DestinationError, Id, IdentityError, KeyError, Reason, TextErro
 use registry::{OpenError, WriteError};
 use tpm::{ParseTctiError, PinError, SignError, SoftwareKeyError, TpmError};
 
+pub use self::root::RootFailure;
 use self::verdict::Exit;
 use crate::grant::elsewhere::ElsewhereError;
 use crate::import::ImportError;
@@ -140,6 +142,9 @@ pub enum Failure {
         /// The id in the registry.
         registered: String,
     },
+    /// What roots of trust are asked for.
+    #[error(transparent)]
+    Root(#[from] RootFailure),
     /// The key may not delegate this.
     #[error("the scope of {} for {} {gap}", delegation.key_id, delegation.destination)]
     Scope {

@@ -19,9 +19,10 @@ use crate::cli::GrantArgs;
 use crate::database::{self, within};
 use crate::failure::Failure;
 use crate::principal::{Place, must_be_active, public_key};
-use crate::scope::{Delegation, must_cover};
+use crate::scope::{Delegation, ScopeGap, must_cover};
 use crate::subject::Subject;
 use crate::terminal::{Report, escape, say, to_the_second, when, write};
+use crate::trust::{Trust, must_be_trusted};
 use crate::{clock, signed_row};
 
 /// What the command line asks for, read in full.
@@ -34,27 +35,30 @@ struct Asked {
 }
 
 /// Runs the command; `None` if it wrote its result itself.
-pub(crate) async fn run(args: &GrantArgs) -> Result<Option<Report>, Failure> {
+pub(crate) async fn run(args: &GrantArgs, trust: &Trust) -> Result<Option<Report>, Failure> {
     let on_existing = if args.replace {
         OnExisting::Replace
     } else {
         OnExisting::Refuse
     };
     if let (Some(text), Some(signature)) = (&args.text, &args.signature) {
-        return elsewhere::run(text, signature, on_existing).await.map(Some);
+        return elsewhere::run(text, signature, on_existing, trust)
+            .await
+            .map(Some);
     }
     let asked = Asked::read(args)?;
     let place = Place::named(&args.key)?;
     if args.offline {
         return offline(&asked, &place, args);
     }
-    let mut registry = database::open().await?;
+    let mut registry = database::open(trust).await?;
     let now = within(registry.now()).await?;
     let window = args.valid.window_from(now)?;
     let signer = within(registry.signer(&asked.key_id)).await?;
     let signer = signer.ok_or_else(|| Failure::KeyUnknown(asked.key_id.clone()))?;
     must_be_active(&asked.key_id, &signer, now)?;
-    let scopes = covering_scopes(&mut registry, &asked, &window, now).await?;
+    must_be_trusted(&asked.key_id, &signer, registry.trust_roots())?;
+    let scopes = covering_scopes(&mut registry, &asked, &signer, &window, now).await?;
     if signer.window.not_after() < window.not_after() {
         let end = to_the_second(signer.window.not_after());
         let key_id = &asked.key_id;
@@ -178,13 +182,21 @@ impl Asked {
 async fn covering_scopes(
     registry: &mut Writer,
     asked: &Asked,
+    signer: &Signer,
     window: &Window,
     now: Timestamp,
 ) -> Result<Vec<Vec<Scope>>, Failure> {
     let mut all = Vec::new();
     for destination in &asked.destinations {
         let scopes = within(registry.scopes(&asked.key_id, destination)).await?;
-        must_cover(&scopes, window, now).map_err(|gap| Failure::Scope {
+        let roots = registry.trust_roots();
+        let counts = |scope: &&Scope| signer.may_delegate(&asked.key_id, scope, roots);
+        let counting: Vec<_> = scopes.iter().filter(counts).cloned().collect();
+        let covered = match must_cover(&counting, window, now) {
+            Err(_) if must_cover(&scopes, window, now).is_ok() => Err(ScopeGap::Untrusted),
+            covered => covered,
+        };
+        covered.map_err(|gap| Failure::Scope {
             delegation: Delegation {
                 key_id: asked.key_id.clone(),
                 destination: destination.clone(),

@@ -12,6 +12,7 @@ use crate::database::{self, within};
 use crate::failure::Failure;
 use crate::revoke;
 use crate::terminal::{Report, table, tail};
+use crate::trust::Trust;
 
 /// An agent that a revocation touches.
 struct Touched {
@@ -22,9 +23,9 @@ struct Touched {
 }
 
 /// Runs the command.
-pub(crate) async fn run(args: &ImpactArgs) -> Result<Report, Failure> {
+pub(crate) async fn run(args: &ImpactArgs, trust: &Trust) -> Result<Report, Failure> {
     let what = revocation(args)?;
-    let mut registry = database::open().await?;
+    let mut registry = database::open(trust).await?;
     let now = within(registry.now()).await?;
     let mut touched = Vec::new();
     for filter in what.permissions() {

@@ -7,15 +7,16 @@ use std::io::{self, BufRead, BufReader, Read as _};
 use std::path::Path;
 
 use permission::{Id, Reason, Timestamp};
-use registry::{Import, SignedRow, Stored};
+use registry::{Import, SignedRow, Stated, StatementRow, Stored};
 use serde_json::json;
 
 use crate::audit::{Fault, fault};
 use crate::cli::ImportArgs;
 use crate::database::{self, within};
 use crate::failure::Failure;
-use crate::signed_row::{self, LineError};
+use crate::signed_row::{self, AnyRow, LineError};
 use crate::terminal::Report;
+use crate::trust::Trust;
 
 /// Longest line read; the longest that `export` writes of a usable row is far below.
 const MAX_LINE_BYTES: u64 = 32 * 1024;
@@ -44,6 +45,16 @@ pub enum ImportError {
         /// Why.
         fault: Fault,
     },
+    /// A key or a scope that can't be taken.
+    #[error("line {line}: key {key_id}: {fault}")]
+    Statement {
+        /// Counted from 1.
+        line: usize,
+        /// Whose.
+        key_id: Id,
+        /// Why.
+        fault: StatementFault,
+    },
     /// Another permission has that id, in the registry or in the file.
     #[error("line {line}: permission {id} is there already, and another one")]
     Taken {
@@ -54,14 +65,31 @@ pub enum ImportError {
     },
 }
 
+/// Why a line about a key is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum StatementFault {
+    /// A root's signature, and nobody says whose count.
+    #[error("bears a root's signature, and no trust root is given to check it by")]
+    NoTrustRoot,
+    /// A root's signature that is none.
+    #[error("no trust root made its signature, or not for this registry")]
+    NotSigned,
+    /// The id or the key is there already, for something else.
+    #[error("the key or its id is there already, and another one")]
+    Taken,
+    /// A scope whose key is not there.
+    #[error("is not registered, or is another key")]
+    KeyUnknown,
+}
+
 /// Runs the command.
-pub(crate) async fn run(args: &ImportArgs) -> Result<Report, Failure> {
+pub(crate) async fn run(args: &ImportArgs, trust: &Trust) -> Result<Report, Failure> {
     let failed = |source| Failure::Import {
         path: args.file.clone(),
         source,
     };
     let mut lines = open(&args.file).map_err(|error| failed(error.into()))?;
-    let mut registry = database::open().await?;
+    let mut registry = database::open(trust).await?;
     let now = within(registry.now()).await?;
     let mut import = within(registry.import()).await?;
     let (mut new, mut read) = (0, 0);
@@ -70,8 +98,26 @@ pub(crate) async fn run(args: &ImportArgs) -> Result<Report, Failure> {
         if batch.is_empty() {
             break;
         }
-        new += add(&mut import, &batch, read, now).await?.map_err(failed)?;
         read += batch.len();
+        // Keys and scopes first: permissions rest on them.
+        let mut permissions = Vec::new();
+        for (line, row) in batch {
+            match row {
+                AnyRow::Permission(row) => permissions.push((line, row)),
+                AnyRow::Statement(row) => {
+                    let stated = state(&mut import, &row, trust).await?;
+                    let key_id = row.statement.key_id;
+                    new += stated.map_err(|fault| {
+                        failed(ImportError::Statement {
+                            line,
+                            key_id,
+                            fault,
+                        })
+                    })?;
+                }
+            }
+        }
+        new += add(&mut import, &permissions, now).await?.map_err(failed)?;
     }
     within(import.commit()).await?;
     let known = read as u64 - new;
@@ -90,7 +136,7 @@ fn open(path: &Path) -> io::Result<Box<dyn BufRead>> {
 }
 
 /// Reads up to [`BATCH`] lines; `before` were read already.
-fn next_batch(lines: &mut dyn BufRead, before: usize) -> Result<Vec<SignedRow>, ImportError> {
+fn next_batch(lines: &mut dyn BufRead, before: usize) -> Result<Vec<(usize, AnyRow)>, ImportError> {
     let mut batch = Vec::new();
     while batch.len() < BATCH {
         let number = before + batch.len() + 1;
@@ -102,25 +148,46 @@ fn next_batch(lines: &mut dyn BufRead, before: usize) -> Result<Vec<SignedRow>, 
             return Err(ImportError::CutOff(number));
         }
         let row = signed_row::read(&line).map_err(|error| ImportError::Line(number, error))?;
-        batch.push(row);
+        batch.push((number, row));
     }
     Ok(batch)
+}
+
+/// Adds a key or a scope, or a root's signature on it; the outer failure is the database's.
+async fn state(
+    import: &mut Import<'_>,
+    row: &StatementRow,
+    trust: &Trust,
+) -> Result<Result<u64, StatementFault>, Failure> {
+    match (&row.root_signature, &trust.roots) {
+        (None, _) => {}
+        (Some(_), None) => return Ok(Err(StatementFault::NoTrustRoot)),
+        (Some(signature), Some(roots)) if roots.vouch_for(&row.statement, signature) => {}
+        (Some(_), Some(_)) => return Ok(Err(StatementFault::NotSigned)),
+    }
+    Ok(match within(import.state(row)).await? {
+        Stated::New | Stated::Signed => Ok(1),
+        Stated::Unchanged => Ok(0),
+        Stated::Taken => Err(StatementFault::Taken),
+        Stated::KeyUnknown => Err(StatementFault::KeyUnknown),
+    })
 }
 
 /// Adds rows and checks each as it then stands; the outer failure is the database's.
 async fn add(
     import: &mut Import<'_>,
-    batch: &[SignedRow],
-    before: usize,
+    batch: &[(usize, SignedRow)],
     now: Timestamp,
 ) -> Result<Result<u64, ImportError>, Failure> {
-    let added = within(import.add(batch)).await?;
+    let rows: Vec<SignedRow> = batch.iter().map(|(_, row)| row.clone()).collect();
+    let added = within(import.add(&rows)).await?;
     let stored: HashMap<&str, &Stored> = added
         .stored
         .iter()
         .map(|stored| (stored.permission_id(), stored))
         .collect();
-    for (row, line) in batch.iter().zip(before + 1..) {
+    for (line, row) in batch {
+        let line = *line;
         let id = row.permission.permission_id.clone();
         let Some(stored) = stored.get(id.as_str()) else {
             let fault = Fault::Denied(Reason::SigningKeyUnknown);

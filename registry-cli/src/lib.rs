@@ -27,6 +27,7 @@ mod principal;
 mod register_key;
 pub mod replicas;
 mod revoke;
+mod root;
 mod rotate_key;
 mod scope;
 mod selectors;
@@ -34,6 +35,7 @@ mod show;
 pub mod signed_row;
 mod subject;
 mod terminal;
+pub mod trust;
 mod tunnels;
 pub mod validity;
 mod verify;
@@ -44,6 +46,7 @@ pub use failure::Failure;
 
 use cli::Command;
 use terminal::Report;
+use trust::Trust;
 
 /// How a command ends that did its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +68,8 @@ pub fn run(cli: &Cli) -> Result<Outcome, Failure> {
         .enable_all()
         .build()
         .map_err(Failure::Runtime)?;
-    let (report, outcome) = runtime.block_on(dispatch(&cli.command, cli.json))?;
+    let trust = Trust::read(&cli.trust)?;
+    let (report, outcome) = runtime.block_on(dispatch(&cli.command, &trust, cli.json))?;
     if let Some(report) = report {
         terminal::print(&report, cli.json)?;
     }
@@ -73,34 +77,39 @@ pub fn run(cli: &Cli) -> Result<Outcome, Failure> {
 }
 
 /// The report is `None` where a command wrote its result itself.
-async fn dispatch(command: &Command, as_json: bool) -> Result<(Option<Report>, Outcome), Failure> {
+async fn dispatch(
+    command: &Command,
+    trust: &Trust,
+    as_json: bool,
+) -> Result<(Option<Report>, Outcome), Failure> {
     let report = match command {
-        Command::RegisterKey(args) => register_key::run(args).await?,
-        Command::GrantScope(args) => scope::run(args).await?,
-        Command::Grant(args) => match grant::run(args).await? {
+        Command::RegisterKey(args) => register_key::run(args, trust).await?,
+        Command::GrantScope(args) => scope::run(args, trust).await?,
+        Command::Grant(args) => match grant::run(args, trust).await? {
             Some(report) => report,
             None => return Ok((None, Outcome::Yes)),
         },
-        Command::Revoke(args) => revoke::run(args).await?,
-        Command::RevokeScope(args) => revoke::scope(args).await?,
-        Command::RevokeKey(args) => revoke::key(args).await?,
-        Command::RotateKey(args) => rotate_key::run(args).await?,
-        Command::Impact(args) => impact::run(args).await?,
-        Command::List(args) => list::run(args).await?,
+        Command::Revoke(args) => revoke::run(args, trust).await?,
+        Command::RevokeScope(args) => revoke::scope(args, trust).await?,
+        Command::RevokeKey(args) => revoke::key(args, trust).await?,
+        Command::RotateKey(args) => rotate_key::run(args, trust).await?,
+        Command::Impact(args) => impact::run(args, trust).await?,
+        Command::List(args) => list::run(args, trust).await?,
         Command::CanI(args) => {
-            let (report, outcome) = can_i::run(args).await?;
+            let (report, outcome) = can_i::run(args, trust).await?;
             return Ok((Some(report), outcome));
         }
-        Command::Why(args) => why::run(args).await?,
-        Command::Show(args) => show::run(args).await?,
-        Command::Import(args) => import::run(args).await?,
-        Command::Verify => return Ok((None, verify::run(as_json).await?)),
+        Command::Why(args) => why::run(args, trust).await?,
+        Command::Show(args) => show::run(args, trust).await?,
+        Command::Import(args) => import::run(args, trust).await?,
+        Command::Root(command) => return root::run(command, trust).await,
+        Command::Verify => return Ok((None, verify::run(trust, as_json).await?)),
         Command::Doctor(args) => {
-            let (report, outcome) = doctor::run(args).await;
+            let (report, outcome) = doctor::run(args, trust).await;
             return Ok((Some(report), outcome));
         }
         Command::Export(args) => {
-            export::run(args).await?;
+            export::run(args, trust).await?;
             return Ok((None, Outcome::Yes));
         }
     };

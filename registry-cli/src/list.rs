@@ -7,7 +7,9 @@ use serde_json::{Map, Value};
 use crate::cli::{ListArgs, Listed, Selectors, State};
 use crate::database::{self, within};
 use crate::failure::Failure;
+use crate::root::unsigned;
 use crate::terminal::{Report, table, tail, when};
+use crate::trust::Trust;
 use crate::validity::relative;
 use crate::{selectors, show, tunnels};
 
@@ -16,21 +18,24 @@ struct Row<const N: usize> {
     fields: [String; N],
     window: Window,
     revoked_at: Option<Timestamp>,
+    trusted: bool,
 }
 
 /// Runs the command.
-pub(crate) async fn run(args: &ListArgs) -> Result<Report, Failure> {
+pub(crate) async fn run(args: &ListArgs, trust: &Trust) -> Result<Report, Failure> {
     let filter = filter(args)?;
     if args.what == Listed::Tunnels {
         return tunnels::report(&args.admin, &filter).await;
     }
-    let mut registry = database::open().await?;
+    let mut registry = database::open(trust).await?;
     let now = within(registry.now()).await?;
     let state = args.state;
     Ok(match args.what {
         Listed::Keys => {
             let entries = within(registry.keys(&filter)).await?.into_iter();
+            let roots = registry.trust_roots();
             let rows = entries.map(|entry| Row {
+                trusted: unsigned::key_is_trusted(&entry, roots),
                 fields: [entry.key_id, hex::encode(entry.spki)],
                 window: entry.window,
                 revoked_at: entry.revoked_at,
@@ -39,7 +44,10 @@ pub(crate) async fn run(args: &ListArgs) -> Result<Report, Failure> {
         }
         Listed::Scopes => {
             let entries = within(registry.all_scopes(&filter)).await?.into_iter();
+            let keys = within(registry.keys(&Filter::default())).await?;
+            let roots = registry.trust_roots();
             let rows = entries.map(|entry| Row {
+                trusted: unsigned::scope_is_trusted(&entry, &keys, roots),
                 fields: [entry.signing_key_id, entry.destination],
                 window: entry.window,
                 revoked_at: entry.revoked_at,
@@ -49,6 +57,7 @@ pub(crate) async fn run(args: &ListArgs) -> Result<Report, Failure> {
         Listed::Permissions => {
             let entries = within(registry.permissions(&filter)).await?.into_iter();
             let rows = entries.map(|entry| Row {
+                trusted: true,
                 fields: [
                     entry.permission_id,
                     entry.subject_identity,
@@ -122,7 +131,7 @@ fn report<const N: usize>(
 
 impl<const N: usize> Row<N> {
     fn state(&self, now: Timestamp) -> &'static str {
-        show::state(&self.window, self.revoked_at.is_some(), now)
+        show::state(&self.window, self.revoked_at.is_some(), self.trusted, now)
     }
 
     fn cells(&self, names: [&str; N], now: Timestamp) -> Vec<String> {

@@ -125,7 +125,8 @@ impl Key {
         Ok(self.locked())
     }
 
-    fn locked(&self) -> &dyn SigningKey {
+    /// What signs, as it is: a key with a PIN must have been unlocked.
+    pub(crate) fn locked(&self) -> &dyn SigningKey {
         match self {
             Self::Tpm(key) => key,
             Self::File(key) => key,

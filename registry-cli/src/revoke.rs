@@ -16,29 +16,30 @@ use crate::failure::Failure;
 use crate::replicas::all_confirm;
 use crate::selectors;
 use crate::terminal::{Report, escape, table, tail, tell, when};
+use crate::trust::Trust;
 
 /// Most permissions shown before the question.
 const MOST_SHOWN: usize = 40;
 
 /// Runs `revoke`.
-pub(crate) async fn run(args: &RevokeArgs) -> Result<Report, Failure> {
+pub(crate) async fn run(args: &RevokeArgs, trust: &Trust) -> Result<Report, Failure> {
     let what = Revocation::Permissions(filter(&args.selectors, args.all_of)?);
-    take_back(&what, "permission", &args.how).await
+    take_back(&what, "permission", &args.how, trust).await
 }
 
 /// Runs `revoke-scope`.
-pub(crate) async fn scope(args: &RevokeScopeArgs) -> Result<Report, Failure> {
+pub(crate) async fn scope(args: &RevokeScopeArgs, trust: &Trust) -> Result<Report, Failure> {
     let what = Revocation::Scopes {
         key_id: id("key id", &args.key_id)?,
         destinations: destinations(&args.destinations)?,
     };
-    take_back(&what, "scope", &args.how).await
+    take_back(&what, "scope", &args.how, trust).await
 }
 
 /// Runs `revoke-key`.
-pub(crate) async fn key(args: &RevokeKeyArgs) -> Result<Report, Failure> {
+pub(crate) async fn key(args: &RevokeKeyArgs, trust: &Trust) -> Result<Report, Failure> {
     let what = Revocation::Key(id("key id", &args.key_id)?);
-    take_back(&what, "key", &args.how).await
+    take_back(&what, "key", &args.how, trust).await
 }
 
 /// Nothing given would match everything; and several are taken together only if that is said.
@@ -54,11 +55,12 @@ async fn take_back(
     what: &Revocation,
     kind: &'static str,
     how: &TakeBackArgs,
+    trust: &Trust,
 ) -> Result<Report, Failure> {
     if !how.yes {
         must_be_askable()?;
     }
-    let mut registry = database::open().await?;
+    let mut registry = database::open(trust).await?;
     let confirmed = if how.yes {
         None
     } else {

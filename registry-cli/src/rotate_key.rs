@@ -15,9 +15,11 @@ use crate::audit::own_request;
 use crate::cli::RotateKeyArgs;
 use crate::confirm::{ask, must_be_askable};
 use crate::database::{self, within};
-use crate::failure::Failure;
+use crate::failure::{Failure, RootFailure};
 use crate::principal::{Key, Place, must_be_active, public_key};
+use crate::root::Endorser;
 use crate::terminal::{Report, escape, tell, when};
+use crate::trust::{Trust, must_be_trusted};
 
 /// Both keys, and what passes from one to the other.
 struct Plan {
@@ -27,6 +29,10 @@ struct Plan {
     now: Timestamp,
     old_ends: Timestamp,
     window: Window,
+    /// The old key as it stands.
+    signer: Signer,
+    /// Who signs for keys and scopes.
+    endorser: Option<Endorser>,
     scopes: Vec<(Destination, Window)>,
     /// As the old key signed them.
     permissions: Vec<Permission>,
@@ -35,17 +41,24 @@ struct Plan {
 }
 
 /// Runs the command.
-pub(crate) async fn run(args: &RotateKeyArgs) -> Result<Report, Failure> {
+pub(crate) async fn run(args: &RotateKeyArgs, trust: &Trust) -> Result<Report, Failure> {
     if !args.yes {
         must_be_askable()?;
     }
     let (old, new) = (id("key id", &args.old)?, id("key id", &args.new)?);
     let place = Place::named(&args.key.place)?;
-    let mut registry = database::open().await?;
+    let endorser = Endorser::at_hand(&args.root, trust)?;
+    let mut registry = database::open(trust).await?;
     let now = within(registry.now()).await?;
     let signer = within(registry.signer(&old)).await?;
     let signer = signer.ok_or_else(|| Failure::KeyUnknown(old.clone()))?;
     must_be_active(&old, &signer, now)?;
+    must_be_trusted(&old, &signer, registry.trust_roots())?;
+    // A root's signature covers the old key's end, which moves.
+    let rooted = trust.roots.is_some() || signer.root_signature.is_some();
+    if rooted && endorser.is_none() {
+        return Err(RootFailure::NoRootKey.into());
+    }
     if within(registry.signer(&new)).await?.is_some() {
         return Err(Failure::IdTaken { key_id: new, place });
     }
@@ -57,6 +70,8 @@ pub(crate) async fn run(args: &RotateKeyArgs) -> Result<Report, Failure> {
         now,
         old_ends: old_ends.min(signer.window.not_after()),
         window: args.valid.window_from(now)?,
+        signer,
+        endorser,
         scopes: Vec::new(),
         permissions: Vec::new(),
         left: Vec::new(),
@@ -166,13 +181,13 @@ impl Plan {
         key: &dyn SigningKey,
     ) -> Result<Report, Failure> {
         let public = public_key(key)?;
-        let signer = Signer {
+        let mut signer = Signer {
             key: public.clone(),
             window: self.window,
             revoked: false,
             root_signature: None,
         };
-        let scopes: Vec<Scope> = self
+        let mut scopes: Vec<Scope> = self
             .scopes
             .iter()
             .map(|(destination, window)| Scope {
@@ -182,6 +197,15 @@ impl Plan {
                 root_signature: None,
             })
             .collect();
+        let mut old = self.signer.clone();
+        old.window = Window::new(old.window.not_before(), self.old_ends)?;
+        if let Some(endorser) = &self.endorser {
+            endorser.vouch_for_key(&self.new, &mut signer)?;
+            endorser.vouch_for_key(&self.old, &mut old)?;
+            for scope in &mut scopes {
+                endorser.vouch_for_scope(&self.new, &public, scope)?;
+            }
+        }
         let mut permissions = Vec::new();
         let mut json = Vec::new();
         let mut text = String::new();
@@ -212,7 +236,7 @@ impl Plan {
         let rotation = Rotation {
             old: &self.old,
             old_ends: self.old_ends,
-            old_root_signature: None,
+            old_root_signature: old.root_signature.as_deref(),
             new: &self.new,
             key: &signer,
             scopes: &scopes,

@@ -9,14 +9,17 @@ use crate::cli::GrantScopeArgs;
 use crate::database::{self, within};
 use crate::failure::Failure;
 use crate::principal::must_be_active;
-use crate::terminal::{Report, escape, when};
+use crate::root::Endorser;
+use crate::terminal::{Report, escape, say, when};
+use crate::trust::Trust;
 use crate::validity::Validity;
 
 /// Runs the command.
-pub(crate) async fn run(args: &GrantScopeArgs) -> Result<Report, Failure> {
+pub(crate) async fn run(args: &GrantScopeArgs, trust: &Trust) -> Result<Report, Failure> {
     let key_id = id("key id", &args.key_id)?;
     let destinations = destinations(&args.destinations)?;
-    let mut registry = database::open().await?;
+    let endorser = Endorser::at_hand(&args.root, trust)?;
+    let mut registry = database::open(trust).await?;
     let now = within(registry.now()).await?;
     let signer = within(registry.signer(&key_id)).await?;
     let signer = signer.ok_or_else(|| Failure::KeyUnknown(key_id.clone()))?;
@@ -28,8 +31,21 @@ pub(crate) async fn run(args: &GrantScopeArgs) -> Result<Report, Failure> {
         revoked: false,
         root_signature: None,
     };
-    let scopes: Vec<_> = destinations.iter().map(scope).collect();
+    let mut scopes: Vec<_> = destinations.iter().map(scope).collect();
+    for scope in &mut scopes {
+        if let Some(endorser) = &endorser {
+            endorser.vouch_for_scope(&key_id, &signer.key, scope)?;
+        }
+    }
     within(registry.grant_scope(&key_id, &scopes)).await?;
+    let roots = registry.trust_roots();
+    let counts = |scope| signer.may_delegate(&key_id, scope, roots);
+    if !(signer.is_trusted(&key_id, roots) && scopes.iter().all(counts)) {
+        say(
+            "note",
+            &format!("no trust root has signed all of this yet: `root sign {key_id}` does"),
+        );
+    }
 
     let key = escape(key_id.as_str());
     let until = when(window.not_after(), now);
@@ -54,6 +70,9 @@ pub enum ScopeGap {
     /// There is none that was not revoked.
     #[error("is missing")]
     Missing,
+    /// There is one that would do, but it does not count.
+    #[error("is not signed by a trust root")]
+    Untrusted,
     /// It has not begun.
     #[error("begins only at {0}")]
     Future(Timestamp),

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use permission::time::Position;
-use permission::{Candidate, Id, Permission, Signer, Timestamp, Window, judge};
+use permission::{Candidate, Destination, Id, Permission, Scope, Signer, Timestamp, Window, judge};
 use registry::{Filter, Stored, Writer};
 use serde_json::{Value, json};
 
@@ -13,11 +13,12 @@ use crate::cli::ShowArgs;
 use crate::database::{self, within};
 use crate::failure::Failure;
 use crate::terminal::{Report, escape, when};
+use crate::trust::Trust;
 
 /// Runs the command.
-pub(crate) async fn run(args: &ShowArgs) -> Result<Report, Failure> {
+pub(crate) async fn run(args: &ShowArgs, trust: &Trust) -> Result<Report, Failure> {
     let id = id("id", &args.id)?;
-    let mut registry = database::open().await?;
+    let mut registry = database::open(trust).await?;
     let now = within(registry.now()).await?;
     if let Some(stored) = within(registry.stored(id.as_str())).await? {
         return Ok(permission(&stored, now));
@@ -100,7 +101,9 @@ async fn key(
     };
     let scopes = within(registry.all_scopes(&filter)).await?;
     let window = signer.window;
-    let state = state(&window, signer.revoked, now);
+    let roots = registry.trust_roots();
+    let trusted = signer.is_trusted(id, roots);
+    let state = state(&window, signer.revoked, trusted, now);
     let spki = signer.key.spki().to_hex();
     let mut text = format!(
         "key         {}\nspki        {spki}\nstate       {state}\nvalid from  {}\nvalid until {}\n",
@@ -110,7 +113,17 @@ async fn key(
     );
     let mut listed = Vec::new();
     for scope in &scopes {
-        let state = self::state(&scope.window, scope.revoked_at.is_some(), now);
+        let trusted =
+            Destination::from_normal_form(&scope.destination).is_some_and(|destination| {
+                let as_scope = Scope {
+                    destination,
+                    window: scope.window,
+                    revoked: false,
+                    root_signature: scope.root_signature.clone(),
+                };
+                signer.may_delegate(id, &as_scope, roots)
+            });
+        let state = self::state(&scope.window, scope.revoked_at.is_some(), trusted, now);
         let until = when(scope.window.not_after(), now);
         // Writing to a String can't fail.
         let destination = escape(&scope.destination);
@@ -135,10 +148,11 @@ async fn key(
     })
 }
 
-/// A row's own state, whatever it rests on.
-pub(crate) fn state(window: &Window, revoked: bool, now: Timestamp) -> &'static str {
+/// A row's own state, whatever it rests on but a trust root's signature.
+pub(crate) fn state(window: &Window, revoked: bool, trusted: bool, now: Timestamp) -> &'static str {
     match window.position(now) {
         _ if revoked => "revoked",
+        Position::Before | Position::Within if !trusted => "untrusted",
         Position::Before => "not yet valid",
         Position::Within => "active",
         Position::After => "expired",

@@ -1,14 +1,19 @@
-//! A signed permission as a line of JSON: what `export` and `grant --offline` write and `import`
-//! reads.
+//! Signed rows as lines of JSON: what `export`, `grant --offline` and `root sign --offline` write
+//! and `import` reads.
 
-use permission::{Destination, Id, Identity, Permission, Spki, Timestamp, Window};
-use registry::{PermissionEntry, SignedRow};
+use permission::{
+    Claim, Destination, ECDSA_P256_SHA256, Id, Identity, Permission, PrincipalKey, Spki, Statement,
+    Timestamp, Window,
+};
+use registry::{PermissionEntry, SignedRow, StatementRow};
 use serde::{Deserialize, Serialize};
 
 use crate::terminal::json_line;
 
 /// The text that is signed, and so the version of the line.
 const V1: &str = "agent-gateway-permission-v1";
+const KEY_V1: &str = "agent-gateway-signing-key-v1";
+const SCOPE_V1: &str = "agent-gateway-scope-v1";
 
 /// The line's fields, as text.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,14 +31,43 @@ struct Line {
     signature: String,
 }
 
-/// Why a line is no signed permission.
+/// As [`Line`], of a key or a scope.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StatementLine {
+    version: String,
+    registry_id: String,
+    key_id: String,
+    spki: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    destination: Option<String>,
+    not_before: String,
+    not_after: String,
+    revoked_at: Option<String>,
+    root_signature: Option<String>,
+}
+
+/// What tells one kind of line from another.
+#[derive(Debug, Deserialize)]
+struct AnyLine {
+    version: String,
+}
+
+/// A row of any kind.
+#[derive(Debug)]
+pub(crate) enum AnyRow {
+    Permission(SignedRow),
+    Statement(StatementRow),
+}
+
+/// Why a line is no signed row.
 #[derive(Debug, thiserror::Error)]
 pub enum LineError {
     /// Not JSON, cut off, or with other fields.
-    #[error("not a line that `export` or `grant --offline` wrote: {0}")]
+    #[error("not a line that `export` or `--offline` wrote: {0}")]
     Json(#[from] serde_json::Error),
     /// Made by another version.
-    #[error("version {0} is not {V1}")]
+    #[error("version {0} is not {V1}, {KEY_V1} or {SCOPE_V1}")]
     Version(String),
     /// A field that can't be what it should be.
     #[error("unusable {0}")]
@@ -72,26 +106,85 @@ pub(crate) fn signed(permission: &Permission, signature: &[u8]) -> String {
     })
 }
 
-fn written(line: &Line) -> String {
+/// Writes a key or a scope.
+pub(crate) fn statement(row: &StatementRow) -> String {
+    let statement = &row.statement;
+    let (version, destination) = match &statement.claim {
+        Claim::Signs => (KEY_V1, None),
+        Claim::Delegates(destination) => (SCOPE_V1, Some(destination.to_string())),
+    };
+    written(&StatementLine {
+        version: version.to_owned(),
+        registry_id: statement.registry_id.to_string(),
+        key_id: statement.key_id.to_string(),
+        spki: statement.key.spki().to_hex(),
+        destination,
+        not_before: statement.window.not_before().to_string(),
+        not_after: statement.window.not_after().to_string(),
+        revoked_at: row.revoked_at.map(|time| time.to_string()),
+        root_signature: row.root_signature.as_ref().map(hex::encode),
+    })
+}
+
+fn written(line: &impl Serialize) -> String {
     // Strings under string keys: nothing that JSON could refuse.
     json_line(&serde_json::to_value(line).unwrap_or_default())
 }
 
 /// Reads a line back; nothing is verified.
-pub(crate) fn read(text: &str) -> Result<SignedRow, LineError> {
-    let line: Line = serde_json::from_str(text)?;
-    if line.version != V1 {
-        return Err(LineError::Version(line.version));
+pub(crate) fn read(text: &str) -> Result<AnyRow, LineError> {
+    let AnyLine { version } = serde_json::from_str(text)?;
+    match version.as_str() {
+        V1 => permission(serde_json::from_str(text)?).map(AnyRow::Permission),
+        KEY_V1 | SCOPE_V1 => about_a_key(serde_json::from_str(text)?).map(AnyRow::Statement),
+        _ => Err(LineError::Version(version)),
     }
-    let time = |text: &str, field| {
-        text.parse::<Timestamp>()
-            .map_err(|_| LineError::Field(field))
-    };
-    let id = |text: &str, field| Id::parse(text).map_err(|_| LineError::Field(field));
-    let window = Window::new(
-        time(&line.not_before, "not_before")?,
-        time(&line.not_after, "not_after")?,
+}
+
+fn id(text: &str, field: &'static str) -> Result<Id, LineError> {
+    Id::parse(text).map_err(|_| LineError::Field(field))
+}
+
+fn time(text: &str, field: &'static str) -> Result<Timestamp, LineError> {
+    text.parse().map_err(|_| LineError::Field(field))
+}
+
+fn destination(text: &str) -> Result<Destination, LineError> {
+    Destination::from_normal_form(text).ok_or(LineError::Field("destination"))
+}
+
+fn window(not_before: &str, not_after: &str) -> Result<Window, LineError> {
+    let (from, to) = (
+        time(not_before, "not_before")?,
+        time(not_after, "not_after")?,
     );
+    Window::new(from, to).map_err(|_| LineError::Field("not_after"))
+}
+
+fn about_a_key(line: StatementLine) -> Result<StatementRow, LineError> {
+    let claim = match (line.version == SCOPE_V1, &line.destination) {
+        (true, Some(text)) => Claim::Delegates(destination(text)?),
+        (false, None) => Claim::Signs,
+        _ => return Err(LineError::Field("destination")),
+    };
+    let spki = Spki::from_hex(&line.spki).map_err(|_| LineError::Field("spki"))?;
+    let revoked_at = line.revoked_at.map(|text| time(&text, "revoked_at"));
+    let signature = line.root_signature.map(hex::decode).transpose();
+    Ok(StatementRow {
+        statement: Statement {
+            registry_id: id(&line.registry_id, "registry_id")?,
+            key_id: id(&line.key_id, "key_id")?,
+            key: PrincipalKey::from_stored(ECDSA_P256_SHA256, spki.as_der())
+                .map_err(|_| LineError::Field("spki"))?,
+            claim,
+            window: window(&line.not_before, &line.not_after)?,
+        },
+        root_signature: signature.map_err(|_| LineError::Field("root_signature"))?,
+        revoked_at: revoked_at.transpose()?,
+    })
+}
+
+fn permission(line: Line) -> Result<SignedRow, LineError> {
     let revoked_at = line.revoked_at.map(|text| time(&text, "revoked_at"));
     Ok(SignedRow {
         permission: Permission {
@@ -100,9 +193,8 @@ pub(crate) fn read(text: &str) -> Result<SignedRow, LineError> {
             subject_identity: Identity::parse(&line.identity)
                 .map_err(|_| LineError::Field("identity"))?,
             subject_spki: Spki::from_hex(&line.spki).map_err(|_| LineError::Field("spki"))?,
-            destination: Destination::from_normal_form(&line.destination)
-                .ok_or(LineError::Field("destination"))?,
-            window: window.map_err(|_| LineError::Field("not_after"))?,
+            destination: destination(&line.destination)?,
+            window: window(&line.not_before, &line.not_after)?,
         },
         signature: hex::decode(&line.signature).map_err(|_| LineError::Field("signature"))?,
         revoked_at: revoked_at.transpose()?,

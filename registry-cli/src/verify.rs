@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal as _};
 use std::num::NonZero;
 use std::thread;
 
-use permission::{Destination, ECDSA_P256_SHA256, PrincipalKey, Timestamp};
+use permission::{Claim, Destination, ECDSA_P256_SHA256, PrincipalKey, Reason, Timestamp};
 use registry::{Filter, Stored, Writer};
 use serde_json::{Value, json};
 
@@ -12,7 +12,9 @@ use crate::Outcome;
 use crate::audit::{Fault, fault};
 use crate::database::{self, within};
 use crate::failure::Failure;
+use crate::root::unsigned::{Which, unsigned};
 use crate::terminal::{escape, json_line, tell, write};
+use crate::trust::Trust;
 
 /// Rows held at a time.
 const PAGE: u32 = 2000;
@@ -26,8 +28,8 @@ struct Findings {
 }
 
 /// Runs the command.
-pub(crate) async fn run(as_json: bool) -> Result<Outcome, Failure> {
-    let mut registry = database::open().await?;
+pub(crate) async fn run(trust: &Trust, as_json: bool) -> Result<Outcome, Failure> {
+    let mut registry = database::open(trust).await?;
     let now = within(registry.now()).await?;
     let mut findings = Findings {
         as_json,
@@ -35,7 +37,7 @@ pub(crate) async fn run(as_json: bool) -> Result<Outcome, Failure> {
         checked: 0,
         bad: 0,
     };
-    keys_and_scopes(&mut registry, &mut findings).await?;
+    keys_and_scopes(&mut registry, &mut findings, now).await?;
     let mut after = String::new();
     loop {
         let page = within(registry.stored_after(&after, PAGE)).await?;
@@ -54,7 +56,11 @@ pub(crate) async fn run(as_json: bool) -> Result<Outcome, Failure> {
 }
 
 /// Those that nothing can rest on, whatever rests on them.
-async fn keys_and_scopes(registry: &mut Writer, findings: &mut Findings) -> Result<(), Failure> {
+async fn keys_and_scopes(
+    registry: &mut Writer,
+    findings: &mut Findings,
+    now: Timestamp,
+) -> Result<(), Failure> {
     let all = Filter::default();
     let keys = within(registry.keys(&all)).await?;
     for key in &keys {
@@ -67,6 +73,24 @@ async fn keys_and_scopes(registry: &mut Writer, findings: &mut Findings) -> Resu
         if Destination::from_normal_form(&scope.destination).is_none() {
             let id = format!("{} for {}", scope.signing_key_id, scope.destination);
             findings.bad("scope", &id, &Fault::Column("destination").to_string())?;
+        }
+    }
+    let roots = registry.trust_roots().cloned();
+    if let Some(roots) = &roots {
+        let which = Which::default();
+        let open = unsigned(registry, roots.registry_id(), &which, Some(roots), now).await?;
+        for statement in open {
+            let key_id = &statement.key_id;
+            match statement.claim {
+                Claim::Signs => {
+                    let fault = Fault::Denied(Reason::SigningKeyUntrusted).to_string();
+                    findings.bad("key", key_id.as_str(), &fault)?;
+                }
+                Claim::Delegates(destination) => {
+                    let fault = Fault::Denied(Reason::ScopeUntrusted).to_string();
+                    findings.bad("scope", &format!("{key_id} for {destination}"), &fault)?;
+                }
+            }
         }
     }
     findings.count(keys.len() + scopes.len());

@@ -9,6 +9,7 @@ use crate::cli::RequestArgs;
 use crate::database::{self, within};
 use crate::failure::Failure;
 use crate::terminal::{Report, table, when};
+use crate::trust::Trust;
 
 /// A row, and what `judge` says of it.
 struct Judged {
@@ -27,9 +28,9 @@ enum Fell {
 }
 
 /// Runs the command.
-pub(crate) async fn run(args: &RequestArgs) -> Result<Report, Failure> {
+pub(crate) async fn run(args: &RequestArgs, trust: &Trust) -> Result<Report, Failure> {
     let asked = Asked::read(args)?;
-    let mut registry = database::open().await?;
+    let mut registry = database::open(trust).await?;
     let (now, at) = asked.times(&mut registry).await?;
     let rows = within(registry.stored_for(&asked.request)).await?;
     let judged: Vec<Judged> = rows

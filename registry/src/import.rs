@@ -21,7 +21,7 @@ pub struct SignedRow {
 /// A transaction that adds permissions; dropped, it leaves nothing behind.
 #[derive(Debug)]
 pub struct Import<'a> {
-    transaction: Transaction<'a, Postgres>,
+    pub(crate) transaction: Transaction<'a, Postgres>,
     trust_roots: Option<TrustRoots>,
 }
 

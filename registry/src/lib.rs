@@ -17,6 +17,7 @@ mod revocation;
 mod rotation;
 mod schema;
 mod server;
+mod vouching;
 mod writer;
 
 pub use connection::{OpenError, Options, Reader};
@@ -30,4 +31,5 @@ pub use nonces::NonceTable;
 pub use revocation::{Revocation, Revoked};
 pub use rotation::Rotation;
 pub use schema::{MigrateError, SCHEMA_VERSION, SchemaError, migrate};
+pub use vouching::{Stated, StatementRow};
 pub use writer::{OnExisting, WriteError, Writer};

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use tpm::{Handle, Tcti};
 
-use super::Selectors;
+use super::{RootKeyArgs, Selectors};
 use crate::principal::NewPin;
 use crate::validity::Validity;
 
@@ -24,6 +24,9 @@ pub struct RegisterKeyArgs {
     /// How long from now the key's signatures count: 365d, 12h, 90m or 45s
     #[arg(long, default_value = "365d", value_name = "DURATION")]
     pub valid: Validity,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub root: RootKeyArgs,
 }
 
 /// `grant-scope`
@@ -37,6 +40,9 @@ pub struct GrantScopeArgs {
     /// For how long from now: 365d, 12h, 90m or 45s
     #[arg(long, default_value = "365d", value_name = "DURATION")]
     pub valid: Validity,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub root: RootKeyArgs,
 }
 
 /// `grant`
@@ -101,6 +107,9 @@ pub struct ExportArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it as help")]
     pub selectors: Selectors,
+    /// Write the keys that sign, and their scopes, before the permissions
+    #[arg(long)]
+    pub keys: bool,
 }
 
 /// `rotate-key`
@@ -121,6 +130,9 @@ pub struct RotateKeyArgs {
     /// How long from now the old key's signatures still count
     #[arg(long, default_value = "7d", value_name = "DURATION")]
     pub old_ends_in: Validity,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub root: RootKeyArgs,
     /// Don't ask
     #[arg(long)]
     pub yes: bool,

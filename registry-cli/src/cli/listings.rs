@@ -83,6 +83,8 @@ pub enum State {
     Expired,
     /// Taken back
     Revoked,
+    /// It could count, but no trust root has signed it (keys and scopes, with --trust-root)
+    Untrusted,
 }
 
 impl State {
@@ -93,6 +95,7 @@ impl State {
             Self::NotYetValid => "not yet valid",
             Self::Expired => "expired",
             Self::Revoked => "revoked",
+            Self::Untrusted => "untrusted",
         }
     }
 }

@@ -8,7 +8,7 @@ use tpm::{SignError, SoftwareKeyError, TpmError};
 
 use crate::failure::{Failure, PinFailure};
 use crate::grant::elsewhere::ElsewhereError;
-use crate::import::ImportError;
+use crate::import::{ImportError, StatementFault};
 use crate::scope::{Delegation, ScopeGap};
 use crate::subject::SubjectError;
 
@@ -49,7 +49,7 @@ const DATABASE_DOWN: &str = "is Postgres running there, and does the role exist 
 const WRITER: &str = "the role needs to write: GRANT agent_gateway_writer TO it, and connect to \
                       the primary";
 const SPKI_FORMS: &str = "take spki.hex or the certificate that `agent-gateway-sidecar init` made";
-const SYSTEM: &str = "the system's message says why";
+pub(super) const SYSTEM: &str = "the system's message says why";
 
 impl Failure {
     /// What to do about it.
@@ -127,6 +127,7 @@ impl Failure {
                 Exit::CantCreate,
                 "use that id, or another key: another --handle or --key-file",
             ),
+            Self::Root(failure) => return failure.verdict(),
             Self::Scope { delegation, gap } => return (Exit::Data, scope(delegation, gap)),
             Self::NothingMatched { .. } | Self::NoSuchId(_) => (
                 Exit::NothingMatched,
@@ -178,6 +179,9 @@ fn scope(
             covered: Some(covered),
             ..
         } => format!("give a shorter --valid, such as {covered}, or a longer scope with {grant}"),
+        ScopeGap::Untrusted => {
+            format!("have it signed with `agent-gateway-registry root sign {key_id}`")
+        }
         ScopeGap::Short { covered: None, .. }
         | ScopeGap::Missing
         | ScopeGap::Future(_)
@@ -223,6 +227,24 @@ fn import(error: &ImportError) -> (Exit, &'static str) {
             "nothing was imported: the key needs a scope that begins before the permission; or leave \
              the line out",
         ),
+        ImportError::Statement { fault, .. } => match fault {
+            StatementFault::NoTrustRoot => (
+                Exit::Usage,
+                "nothing was imported: give --trust-root and --registry-id",
+            ),
+            StatementFault::NotSigned => (
+                Exit::Data,
+                "nothing was imported: check --trust-root, and have it signed for this registry",
+            ),
+            StatementFault::KeyUnknown => (
+                Exit::Data,
+                "nothing was imported: register the key, or import it before its scopes",
+            ),
+            StatementFault::Taken => (
+                Exit::CantCreate,
+                "nothing was imported: `agent-gateway-registry show` tells what is there",
+            ),
+        },
         ImportError::Taken { .. } => (
             Exit::CantCreate,
             "nothing was imported: `agent-gateway-registry show` tells what is there",
@@ -230,7 +252,7 @@ fn import(error: &ImportError) -> (Exit, &'static str) {
     }
 }
 
-fn elsewhere(error: &ElsewhereError) -> (Exit, &'static str) {
+pub(super) fn elsewhere(error: &ElsewhereError) -> (Exit, &'static str) {
     match error {
         ElsewhereError::Read(source) => match source.kind() {
             ErrorKind::PermissionDenied => (Exit::NoPermission, SYSTEM),
@@ -240,7 +262,7 @@ fn elsewhere(error: &ElsewhereError) -> (Exit, &'static str) {
             Exit::Data,
             "give the text exactly as `grant --dry-run` wrote it, with one destination",
         ),
-        ElsewhereError::Denied(_) => (
+        ElsewhereError::NoRoot | ElsewhereError::Denied(_) => (
             Exit::Data,
             "sign the file's exact bytes with the registered key: ECDSA, SHA-256, DER",
         ),

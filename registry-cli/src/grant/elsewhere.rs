@@ -12,6 +12,7 @@ use crate::audit::own_request;
 use crate::database::{self, within};
 use crate::failure::Failure;
 use crate::terminal::Report;
+use crate::trust::Trust;
 
 /// Far more than the longest text or signature takes.
 const MAX_BYTES: u64 = 16 * 1024;
@@ -28,6 +29,9 @@ pub enum ElsewhereError {
     /// Not a text that permissions are signed over.
     #[error(transparent)]
     Text(#[from] CanonicalError),
+    /// No trust root's signature over the text.
+    #[error("no trust root made this signature over the text")]
+    NoRoot,
     /// The gateway would deny it.
     #[error("the signed permission would be denied: {0}")]
     Denied(Reason),
@@ -38,6 +42,7 @@ pub(super) async fn run(
     text: &Path,
     signature: &Path,
     on_existing: OnExisting,
+    trust: &Trust,
 ) -> Result<Report, Failure> {
     let failed = |path: &Path, source| Failure::Elsewhere {
         path: path.to_owned(),
@@ -48,7 +53,7 @@ pub(super) async fn run(
         Permission::from_canonical(&bytes).map_err(|source| failed(text, source.into()))?;
     let signature_der = read(signature).map_err(|source| failed(signature, source))?;
 
-    let mut registry = database::open().await?;
+    let mut registry = database::open(trust).await?;
     let now = within(registry.now()).await?;
     let key_id = &permission.signing_key_id;
     let signer = within(registry.signer(key_id)).await?;
@@ -70,7 +75,7 @@ pub(super) async fn run(
     Ok(report(&granted, now))
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, ElsewhereError> {
+pub(crate) fn read(path: &Path) -> Result<Vec<u8>, ElsewhereError> {
     let mut bytes = Vec::new();
     File::open(path)?
         .take(MAX_BYTES + 1)

@@ -19,6 +19,7 @@ mod outages;
 mod pins;
 mod refusals;
 mod revoking;
+mod roots;
 mod subjects;
 mod tending;
 mod tpm_trouble;

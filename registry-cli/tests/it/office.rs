@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use permission::{Facts, Identity, Request, Spki, Timestamp};
+use permission::{Facts, Identity, Request, Spki, Timestamp, TrustRoots};
 use registry::{Options, Reader};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -77,6 +77,8 @@ impl Office {
             .env_remove("AGENT_GATEWAY_TPM_USER_PIN")
             .env_remove("AGENT_GATEWAY_TPM_SO_PIN")
             .env_remove("TSS2_LOG")
+            .env_remove("AGENT_GATEWAY_TRUST_ROOTS")
+            .env_remove("AGENT_GATEWAY_REGISTRY_ID")
             .env("AGENT_GATEWAY_DATABASE_URL", self.database.url());
         command
     }
@@ -156,6 +158,15 @@ impl Office {
 
     /// What the service reads when it is asked that.
     pub(crate) async fn facts(&self, request: &Request) -> Facts {
+        self.facts_under(request, None).await
+    }
+
+    /// As [`Office::facts`], of a service with these roots of trust.
+    pub(crate) async fn facts_under(
+        &self,
+        request: &Request,
+        trust_roots: Option<TrustRoots>,
+    ) -> Facts {
         let patience = Duration::from_secs(10);
         let options = Options {
             url: self.database.url(),
@@ -163,7 +174,7 @@ impl Office {
             connect_timeout: patience,
             acquire_timeout: patience,
             query_timeout: patience,
-            trust_roots: None,
+            trust_roots,
         };
         let reader = Reader::open(&options).await.unwrap();
         let deadline = Instant::now() + patience;
@@ -179,7 +190,7 @@ pub(crate) fn refusal(output: &Output) -> (i32, String) {
     let kinds: Vec<_> = said
         .lines()
         .map(|line| line.split_once(": ").unwrap_or_else(|| panic!("{said}")).0)
-        .filter(|kind| *kind != "warning")
+        .filter(|kind| !matches!(*kind, "warning" | "note"))
         .collect();
     assert_eq!(kinds, ["error", "hint"], "{said}");
     (output.status.code().unwrap(), said)
