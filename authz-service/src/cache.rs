@@ -186,7 +186,7 @@ impl Cache {
         deadline: Instant,
     ) -> Result<Arc<Entry>, Unavailable> {
         if !self.is_confirmed() {
-            self.confirm(deadline).await?;
+            Box::pin(self.confirm(deadline)).await?;
         }
         self.confirmed_facts(request, deadline).await
     }
@@ -219,14 +219,19 @@ impl Cache {
                 return Ok(entry);
             }
             self.0.misses.fetch_add(1, Ordering::Relaxed);
-            let entry = timeout_at(deadline, self.join_load(request)?)
-                .await
-                .map_err(|_| Unavailable::Lookup(Arc::new(LookupError::TimedOut)))??;
+            // Apart, as all that is waited for: a Check that needs none of it stays small.
+            let entry = Box::pin(self.loaded(request, deadline)).await?;
             if self.is_unchanged(&entry) {
                 return Ok(entry);
             }
         }
         Err(Unavailable::Unconfirmed)
+    }
+
+    async fn loaded(&self, request: &Request, deadline: Instant) -> Loaded {
+        timeout_at(deadline, self.join_load(request)?)
+            .await
+            .map_err(|_| Unavailable::Lookup(Arc::new(LookupError::TimedOut)))?
     }
 
     /// What it holds.

@@ -135,7 +135,7 @@ impl Checks {
             Err(denial) => denial.reason.code(),
         };
         let record = about.record(&decided, asked, std::slice::from_ref(&reason));
-        match timeout_at(deadline, self.audit.record(&record)).await {
+        match timeout_at(deadline, Box::pin(self.audit.record(&record))).await {
             Ok(Ok(())) => decided,
             Ok(Err(Unwritable)) | Err(_) => Err(Reason::AuditUnavailable.into()),
         }
@@ -197,7 +197,8 @@ impl Authorization for Checks {
         let uuid = Uuid::new_v4();
         if relay::is_call(&attributes) {
             let span = self.span(&uuid.to_string(), &metadata, &attributes);
-            let answer = self.call(attributes, &metadata, uuid).instrument(span);
+            // Apart, so that the Check of a tunnel stays small.
+            let answer = Box::pin(self.call(attributes, &metadata, uuid)).instrument(span);
             return Ok(Response::new(answer.await));
         }
         let request_id = request_id(&attributes);

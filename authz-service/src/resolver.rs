@@ -177,7 +177,6 @@ impl Resolver {
             Host::Ipv6(ip) => choice.of(&[IpAddr::V6(*ip)]),
             Host::Name(name) => match self.hosts.find(name) {
                 Some(addresses) => choice.of(addresses),
-                // Apart: its state would make that of every Check four times as large.
                 None => Box::pin(self.ask(name, &choice)).await,
             },
         }
