@@ -57,7 +57,7 @@ impl Default for Cache {
         Self {
             max_bytes: 96 * 1024 * 1024,
             max_unknown: 10_000,
-            max_lookups: 256,
+            max_lookups: 1024,
             max_age_ms: 60_000,
         }
     }

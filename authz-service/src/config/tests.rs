@@ -71,7 +71,7 @@ fn defaults_are_those_of_the_documentation() {
     assert_eq!(config.policy.max_staleness_ms, 2000);
     assert_eq!(config.cache.max_bytes, 96 * 1024 * 1024);
     assert_eq!(config.cache.max_unknown, 10_000);
-    assert_eq!(config.cache.max_lookups, 256);
+    assert_eq!(config.cache.max_lookups, 1024);
     assert_eq!(config.cache.max_age_ms, 60_000);
     assert!(config.private_rules().is_empty());
     assert_eq!(config.dns.hosts_file, None);

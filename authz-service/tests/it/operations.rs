@@ -88,7 +88,7 @@ async fn cache_stats_follow_the_checks() {
     assert_eq!((before.unknown_entries, before.unknown_bytes), (0, 0));
     assert_eq!(
         (before.max_bytes, before.max_unknown, before.max_lookups),
-        (96 * 1024 * 1024, 10_000, 256)
+        (96 * 1024 * 1024, 10_000, 1024)
     );
     scene.grant().await;
     for _ in 0..3 {
