@@ -34,7 +34,7 @@ pub async fn follow(mut feed: Feed, freshness: Arc<Freshness>, options: FollowOp
     let mut poll = interval(options.poll_interval);
     poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut prune_at = Instant::now() + PRUNE_INTERVAL;
-    let (mut failing, mut beat_at) = (false, Instant::now());
+    let (mut failing, mut skipping, mut beat_at) = (false, false, Instant::now());
     loop {
         tokio::select! {
             _ = poll.tick() => {}
@@ -59,9 +59,11 @@ pub async fn follow(mut feed: Feed, freshness: Arc<Freshness>, options: FollowOp
             }
         }
         if Instant::now() >= beat_at {
-            if let Err(error) = feed.beat(Instant::now() + options.read_timeout).await {
+            let beaten = feed.beat(Instant::now() + options.read_timeout).await;
+            if let (Err(error), false) = (&beaten, skipping) {
                 tracing::warn!(%error, "the registry's standbys can't be sent a heartbeat");
             }
+            skipping = beaten.is_err();
             beat_at = Instant::now() + HEARTBEAT;
         }
         if Instant::now() >= prune_at {

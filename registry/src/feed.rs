@@ -282,30 +282,34 @@ impl Feed {
         {
             return Ok(());
         }
-        let Some(mut connection) = self.connection.take() else {
-            return Ok(());
-        };
-        let beat = sqlx::query("SELECT agent_gateway_heartbeat()").execute(&mut connection);
-        timeout_at(deadline, beat)
-            .await
-            .map_err(|_| LookupError::TimedOut)??;
-        self.connection = Some(connection);
-        Ok(())
+        let beat = "SELECT count(*) FROM agent_gateway_heartbeat()";
+        self.ask(beat, deadline).await.map(drop)
     }
 
     /// Forgets some old changes, where this server may write; ends by `deadline`. Whether there may be
     /// more of them.
     pub async fn prune(&mut self, deadline: Instant) -> Result<bool, LookupError> {
+        let prune = "SELECT CASE WHEN pg_is_in_recovery() THEN 0::bigint ELSE agent_gateway_prune_changes() END";
+        let pruned = self.ask(prune, deadline).await?;
+        Ok(pruned.is_some_and(|pruned| pruned > 0))
+    }
+
+    /// Asks the server that is read for a number, if there is a connection to it.
+    async fn ask(
+        &mut self,
+        query: &'static str,
+        deadline: Instant,
+    ) -> Result<Option<i64>, LookupError> {
         let Some(mut connection) = self.connection.take() else {
-            return Ok(false);
+            return Ok(None);
         };
-        let prune = sqlx::query_scalar::<_, i64>(
-            "SELECT CASE WHEN pg_is_in_recovery() THEN 0::bigint ELSE agent_gateway_prune_changes() END",
-        );
-        let pruned = timeout_at(deadline, prune.fetch_one(&mut connection)).await;
-        let pruned = pruned.map_err(|_| LookupError::TimedOut)??;
+        let number = sqlx::query_scalar(query).fetch_one(&mut connection);
+        let number = timeout_at(deadline, number)
+            .await
+            .map_err(|_| LookupError::TimedOut)?;
+        // A refusal leaves it as good as it was: else each one would cost all that is cached.
         self.connection = Some(connection);
-        Ok(pruned > 0)
+        Ok(Some(number?))
     }
 }
 

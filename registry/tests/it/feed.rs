@@ -296,6 +296,17 @@ async fn a_read_looks_at_no_change_that_was_handled_however_many_there_are() {
 }
 
 #[tokio::test]
+async fn a_server_that_refuses_to_prune_or_to_beat_is_read_on() {
+    let (database, mut feed) = granted().await;
+    database
+        .execute("DROP FUNCTION agent_gateway_prune_changes(), agent_gateway_heartbeat()")
+        .unwrap();
+    feed.prune(soon()).await.unwrap_err();
+    feed.beat(soon()).await.unwrap_err();
+    assert_eq!(changes(&mut feed).await, []);
+}
+
+#[tokio::test]
 async fn an_older_copy_of_the_database_is_noticed() {
     let (database, mut feed) = granted().await;
     database
