@@ -49,6 +49,8 @@ impl Pair {
         };
         gateway.envoy = Envoy::start(options).await.unwrap();
         let pair = Self { scene, second };
+        // Until then they are not asked in turn.
+        pair.are_healthy(2).await;
         pair.settle().await;
         pair
     }
