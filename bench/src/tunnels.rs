@@ -65,11 +65,10 @@ pub(crate) async fn at_once(with: &Lane, effort: Effort, report: &mut Report) ->
     }
     let (mut open, mut refusal) = (Vec::new(), None);
     while let Some(answered) = opening.join_next().await {
-        let (tunnel, head) = answered??;
-        if head.starts_with("HTTP/1.1 200 ") {
-            open.push(tunnel);
-        } else {
-            refusal = Some(head);
+        match answered? {
+            Ok((tunnel, head)) if head.starts_with("HTTP/1.1 200 ") => open.push(tunnel),
+            Ok((_, head)) => refusal = Some(head),
+            Err(error) => refusal = Some(error.to_string()),
         }
     }
     let took = began.elapsed();
