@@ -20,6 +20,7 @@ Environment:
   AGENT_GATEWAY_DEMO_SWTPM_PORT              the agent's simulated TPM: this and the next (2321)
   AGENT_GATEWAY_DEMO_PRINCIPAL_SWTPM_PORT    the principal's: this and the next (2331)
   AGENT_GATEWAY_DEMO_STRANGER_SWTPM_PORT     the stranger's: this and the next (2341)
+  AGENT_GATEWAY_DEMO_ROOT_SWTPM_PORT         that of the root of trust: this and the next (2351)
   AGENT_GATEWAY_DEMO_PROXY_PORT              the agent's sidecar (3128)
   AGENT_GATEWAY_DEMO_STRANGER_PROXY_PORT     the stranger's sidecar (3129)
   AGENT_GATEWAY_DEMO_GATEWAY_PORT            Envoy (8443)
@@ -84,13 +85,15 @@ setup() {
     "$root/demo/generate-server-certs.sh" certs
     step postgres "starting Postgres, with a role for each job"
     start_postgres
+    step swtpm-root "giving the root of trust a TPM, and a key in it"
+    start_root
     step services "starting the services docstore and messaging"
     start_services
     step authz "starting the authorization service"
     start_authz
     step envoy "starting Envoy"
     start_envoy
-    step swtpm-principal "giving the principal org-alice a TPM, a key in it, and a scope"
+    step swtpm-principal "giving org-alice, the principal, a TPM, a key and a scope; the root signs both"
     enrol_principal
     step agent-alpha "giving agent-alpha a TPM, a key in it, and a sidecar"
     write_settings
@@ -131,7 +134,7 @@ finish() {
 finished='' made='' wrong=0 doing='' log='' steps=0
 step() {
     steps=$((steps + 1)) log=$1 doing=$2
-    printf 'demo: [%2d/11] %s\n' "$steps" "$2" >&2
+    printf 'demo: [%2d/12] %s\n' "$steps" "$2" >&2
 }
 
 [ $# = 1 ] || usage

@@ -49,13 +49,13 @@ port() {
 }
 
 choose_ports() {
-    swtpm_port=2321 principal_swtpm_port=2331 stranger_swtpm_port=2341
+    swtpm_port=2321 principal_swtpm_port=2331 stranger_swtpm_port=2341 root_swtpm_port=2351
     proxy_port=3128 stranger_proxy_port=3129
     gateway_port=8443 envoy_admin_port=9901
     grpc_port=50051 admin_grpc_port=50052 admin_http_port=9464
     postgres_port=15432 service_port=8443 tool_port=8081
     local name
-    for name in swtpm_port principal_swtpm_port stranger_swtpm_port; do
+    for name in swtpm_port principal_swtpm_port stranger_swtpm_port root_swtpm_port; do
         port "$name" 2
     done
     for name in proxy_port stranger_proxy_port gateway_port envoy_admin_port grpc_port \
@@ -131,9 +131,6 @@ grpc_addr = "127.0.0.1:$grpc_port"
 grpc_addr = "127.0.0.1:$admin_grpc_port"
 http_addr = "127.0.0.1:$admin_http_port"
 
-[policy]
-database_url_env = "AGENT_GATEWAY_DATABASE_URL"
-
 [tunnel]
 gateway_listeners = ["127.0.0.1:$gateway_port", "127.0.0.1:$envoy_admin_port"]
 
@@ -155,6 +152,9 @@ policy_dir = $(quoted "$demo/rules/policy")
 
 [dns]
 hosts_file = $(quoted "$demo/hosts")
+
+[policy]
+database_url_env = "AGENT_GATEWAY_DATABASE_URL"
 END
 }
 
@@ -224,11 +224,30 @@ start_envoy() {
     until_true "Envoy to listen" listens 127.0.0.1 "$gateway_port"
 }
 
+# The service is told the root's public key and the registry's id: it takes neither from the
+# database, and so nobody who writes that allows anything.
+start_root() {
+    start_tpm swtpm-root tpm/root "$root_swtpm_port"
+    log=registry
+    root_key=(--root-tcti "swtpm:host=127.0.0.1,port=$root_swtpm_port" --root-handle 0x81010020)
+    trust_root=$demo/root.pub
+    "$programs/agent-gateway-registry" root init "${root_key[@]}" --public "$trust_root" \
+        >>logs/registry.log 2>&1
+    registry_id=$(AGENT_GATEWAY_DATABASE_URL=$(<secrets/admin.url) \
+        "$programs/agent-gateway-registry" root show --json 2>>logs/registry.log | jq -er .registry_id)
+    # To [policy], which stands last.
+    cat >>config.toml <<END
+trust_roots = [$(quoted "$trust_root")]
+registry_id = "$registry_id"
+END
+}
+
 registry() {
     log=registry
     AGENT_GATEWAY_DATABASE_URL=$(<secrets/admin.url) \
         AGENT_GATEWAY_TPM_USER_PIN=$(<secrets/principal.pin) \
         AGENT_GATEWAY_TPM_SO_PIN=$(<secrets/principal-owner.pin) \
+        AGENT_GATEWAY_TRUST_ROOTS=$trust_root AGENT_GATEWAY_REGISTRY_ID=$registry_id \
         "$programs/agent-gateway-registry" "$@" >>logs/registry.log 2>&1
 }
 
@@ -239,9 +258,9 @@ enrol_principal() {
     pin "$user_pin" >secrets/principal.pin
     pin "$owner_pin" >secrets/principal-owner.pin
     tpm2_changeauth -T "$principal_tcti" -c owner "file:secrets/principal-owner.pin"
-    registry register-key org-alice --tcti "$principal_tcti"
+    registry register-key org-alice --tcti "$principal_tcti" "${root_key[@]}"
     registry grant-scope org-alice "$docstore" "$messaging" api.anthropic.com "$echo_tool" \
-        "$todos_tool" --valid 60d
+        "$todos_tool" --valid 60d "${root_key[@]}"
 }
 
 # grant DESTINATION: org-alice signs it for agent-alpha's key.
@@ -282,6 +301,7 @@ export AGENT_GATEWAY_DEMO_DIR=$(printf %q "$demo")
 export AGENT_GATEWAY_TCTI=$principal_tcti
 AGENT_GATEWAY_DATABASE_URL=\$(cat $(printf %q "$demo/secrets/admin.url"))
 AGENT_GATEWAY_TPM_USER_PIN=\$(cat $(printf %q "$demo/secrets/principal.pin"))
+export AGENT_GATEWAY_TRUST_ROOTS=$(printf %q "$trust_root") AGENT_GATEWAY_REGISTRY_ID=$registry_id
 export AGENT_GATEWAY_DATABASE_URL AGENT_GATEWAY_TPM_USER_PIN
 DEMO=$(printf %q "$demo")
 END

@@ -93,19 +93,26 @@ transcript() {
     fetch agent-alpha "https://$messaging/health"
     verdict "$messaging, not granted" "tunnel 403, no_permission" "$seen"
 
-    try "5. A stranger calls itself agent-alpha too, but its TPM holds another key."
+    try "5. Who can write the database makes up a principal for it, whom the root did not sign."
+    show "agent-gateway-registry register-key org-mallory; … grant --key org-mallory …"
+    make_up_principal
+    show "$curl https://$messaging/health"
+    fetch agent-alpha "https://$messaging/health"
+    verdict "$messaging, made-up principal" "tunnel 403, signing_key_untrusted" "$seen"
+
+    try "6. A stranger calls itself agent-alpha too, but its TPM holds another key."
     show "$curl $page    # the stranger's sidecar"
     fetch stranger "$page"
     verdict "$docstore, stranger's key" "tunnel 403, no_permission" "$seen"
 
-    try "6. org-alice takes the permission back."
+    try "7. org-alice takes the permission back."
     show "agent-gateway-registry revoke --all-of --identity agent-alpha --destination $docstore --yes"
     registry revoke --all-of --identity agent-alpha --destination "$docstore" --yes
     show "$curl $page"
     fetch agent-alpha "$page"
     verdict "$docstore, revoked" "tunnel 403, permission_revoked" "$seen"
 
-    try "7. And grants it again, so that you can go on from here."
+    try "8. And grants it again, so that you can go on from here."
     show "agent-gateway-registry grant --key org-alice --identity agent-alpha … --destination $docstore"
     grant "$docstore"
     show "$curl $page"
@@ -115,12 +122,21 @@ transcript() {
     print_table
 }
 
+# As somebody would who has the admin's database role, and asks no root.
+make_up_principal() {
+    local trust_root='' registry_id='' key=(--key-file run/mallory.pem)
+    registry register-key org-mallory "${key[@]}"
+    registry grant-scope org-mallory "$messaging"
+    registry grant --key org-mallory "${key[@]}" --identity agent-alpha \
+        --spki "$agents/agent-alpha/client/spki.hex" --destination "$messaging" --valid 30d
+}
+
 print_table() {
     local row result what expected seen
-    printf '\n%s%-36s%-32s%-32s%s%s\n' "$bold" "agent-alpha to" expected seen result "$plain"
+    printf '\n%s%-36s%-35s%-35s%s%s\n' "$bold" "agent-alpha to" expected seen result "$plain"
     for row in "${table[@]}"; do
         IFS='|' read -r result what expected seen <<<"$row"
-        printf '%-36s%-32s%-32s%s\n' "$what" "$expected" "$seen" "$(coloured "$result")"
+        printf '%-36s%-35s%-35s%s\n' "$what" "$expected" "$seen" "$(coloured "$result")"
     done
     if [ "$wrong" = 0 ]; then
         printf '\nAll %d came out as they should.\n' "${#table[@]}"
