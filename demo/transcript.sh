@@ -119,6 +119,7 @@ transcript() {
     fetch agent-alpha "$page"
     verdict "$docstore, granted again" "tunnel 200, page 200" "$seen"
 
+    tool_calls
     print_table
 }
 
@@ -129,6 +130,83 @@ make_up_principal() {
     registry grant-scope org-mallory "$messaging"
     registry grant --key org-mallory "${key[@]}" --identity agent-alpha \
         --spki "$agents/agent-alpha/client/spki.hex" --destination "$messaging" --valid 30d
+}
+
+# Tools are called without the sidecar here, by what every machine has: openssl and curl.
+tool_calls() {
+    local seen body='{"message": "hello"}'
+    make_caller
+
+    try "9. A tool is called by POST /relay. Nobody signed a permission for this key to echo."
+    call echo "$body"
+    verdict "echo, not granted" "403 no_permission" "$seen"
+
+    try "10. org-alice signs it: the call goes through, with a signed proof of its context (PoCA)."
+    grant_caller "$echo_tool"
+    call echo "$body"
+    verdict "echo, granted" '200 {"echoed":{"message":"hello"}}' "$seen"
+
+    try "11. The same proof a second time is a replay; one for another body is none for this."
+    send "$body"
+    verdict "echo, replayed" "403 poca_replay" "$seen"
+    prove echo '{"message": "good bye"}'
+    send "$body"
+    verdict "echo, body changed" "403 poca_payload_hash_mismatch" "$seen"
+
+    try "12. todos is called under its contract: what doesn't meet it never gets there."
+    grant_caller "$todos_tool"
+    call todos '{"tool": "todos", "payload": {"op": "create"}}'
+    verdict "todos, title missing" "422 schema_request_invalid" "$seen"
+    call todos '{"tool": "todos", "payload": {"op": "create", "title": "Buy milk"}}'
+    verdict "todos, as it should be" '200 {"id":1,"title":"Buy milk"}' "$seen"
+}
+
+# An agent's key and certificate in files, as they are where there is no TPM.
+make_caller() {
+    (umask 077 && openssl ecparam -name prime256v1 -genkey -noout -out secrets/caller.pem)
+    openssl req -x509 -new -key secrets/caller.pem -subj /CN=agent-alpha -days 60 \
+        -addext "1.3.6.1.4.1.57264.1.1=ASN1:UTF8String:agent-alpha" -out run/caller.pem
+    openssl pkey -in secrets/caller.pem -pubout -outform DER | od -An -v -tx1 | tr -d ' \n' \
+        >run/caller-spki.hex
+}
+
+grant_caller() {
+    show "agent-gateway-registry grant --key org-alice --identity agent-alpha --spki caller-spki.hex --destination $1"
+    registry grant --key org-alice --tcti "$principal_tcti" --identity agent-alpha \
+        --spki run/caller-spki.hex --destination "$1" --valid 30d
+}
+
+base64url() { base64 -w 0 | tr '+/' '-_' | tr -d '='; }
+
+# prove TOOL BODY: the headers of a proof, for one call within five minutes.
+prove() {
+    local hash
+    hash=$(printf %s "$2" | sha256sum | cut -d ' ' -f 1)
+    jq -nj --arg tool "$1" --arg hash "$hash" --arg nonce "$(openssl rand -hex 16)" \
+        --arg exp "$(date -u -d '5 minutes' +%Y-%m-%dT%H:%M:%SZ)" \
+        '{ver: "poca-1", caller_id: "agent-alpha", tool: $tool, intent: "the demo", scopes: [],
+          payload_sha256: $hash, nonce: $nonce, exp: $exp} | tojson' | base64url >run/manifest
+    openssl pkeyutl -sign -rawin -inkey secrets/agent-alpha-poca.pem -in run/manifest |
+        base64url >run/signature
+}
+
+# send BODY: with the proof that there is; sets `seen`: the status, and what was said or why not.
+send() {
+    local code
+    code=$(curl -q -sS --noproxy '*' --max-time 20 --cacert certs/server-ca.pem \
+        --cert run/caller.pem --key secrets/caller.pem -H "content-type: application/json" \
+        -H "x-poca-manifest: $(<run/manifest)" -H "x-poca-signature: $(<run/signature)" \
+        --data-binary "$1" -o run/answer -w '%{http_code}' \
+        "https://127.0.0.1:$gateway_port/relay" 2>run/curl.err) || true
+    echo "   $(cat run/answer 2>/dev/null || cat run/curl.err)"
+    seen="$code $(jq -rc '.reason // .' run/answer 2>/dev/null || echo "no answer")"
+}
+
+# call TOOL BODY
+call() {
+    show "curl --cert caller.pem --key … -H \"x-poca-manifest: …\" -H \"x-poca-signature: …\" -d '$2' https://gateway/relay"
+    prove "$1" "$2"
+    send "$2"
 }
 
 print_table() {
