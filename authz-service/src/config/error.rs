@@ -148,14 +148,9 @@ impl ConfigError {
                 .metadata
                 .as_ref()
                 .is_some_and(|source| source.name.contains(ENVIRONMENT));
-            let existing = fault.metadata.as_ref().and_then(|source| {
-                let key = fault.path.join(".");
-                let names = EXISTING_NAMES.iter();
-                let mut names = names.filter(|_| source.name == EXISTING_ENVIRONMENT);
-                names.find(|(_, ours)| *ours == key)
-            });
-            let place = if let Some((name, _)) = existing {
-                (*name).to_owned()
+            let existing = existing_names(&fault);
+            let place = if !existing.is_empty() {
+                existing.join(" or ")
             } else if from_environment {
                 format!("{ENVIRONMENT}{}", fault.path.join("__")).to_ascii_uppercase()
             } else if fault.path.is_empty() {
@@ -167,6 +162,22 @@ impl ConfigError {
         });
         Self::Invalid(faults.collect::<Vec<_>>().join("; "))
     }
+}
+
+/// The existing gateway's variables that the fault may be in, if it came from one: of a table of
+/// texts only the table's key is known.
+fn existing_names(fault: &figment::Error) -> Vec<&'static str> {
+    let source = fault.metadata.as_ref();
+    if source.is_none_or(|source| source.name != EXISTING_ENVIRONMENT) {
+        return Vec::new();
+    }
+    let key = fault.path.join(".");
+    let within = |ours: &str| {
+        ours.strip_prefix(&*key)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    };
+    let names = EXISTING_NAMES.iter().filter(|(_, ours)| within(ours));
+    names.map(|(name, _)| *name).collect()
 }
 
 fn told(kind: &Kind) -> String {

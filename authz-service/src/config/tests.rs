@@ -141,8 +141,7 @@ fn lists_can_stand_in_the_environment() {
 
 #[test]
 fn unknown_sections_and_keys_are_refused_by_name() {
-    let sections =
-        "unknown key, known are server, admin, policy, cache, tunnel, audit, dns, observability";
+    let sections = "unknown key, known are server, admin, policy, cache, tunnel, audit, relay, dns, observability";
     for (file, expected) in [
         (
             "[sevrer]\ngrpc_addr = 1",
