@@ -444,13 +444,11 @@ impl Config {
     /// The registry as the service reads it.
     pub fn registry(&self) -> Result<registry::Options, ConfigError> {
         let policy = &self.policy;
-        let url = match (&policy.database_url_env, &policy.database_url) {
-            (Some(name), _) => {
-                std::env::var(name).map_err(|_| ConfigError::NoSuchVariable(name.clone()))?
-            }
-            (None, Some(Secret(url))) => url.clone(),
-            (None, None) => return Err(ConfigError::NoDatabase),
-        };
+        let url = database_url(
+            policy.database_url_env.as_ref(),
+            policy.database_url.as_ref(),
+        )?;
+        let url = url.ok_or(ConfigError::NoDatabase)?;
         Ok(registry::Options {
             url,
             max_connections: policy.max_connections,
@@ -459,6 +457,20 @@ impl Config {
             query_timeout: Duration::from_millis(policy.query_timeout_ms),
             trust_roots: trust::roots(&policy.trust_roots, policy.registry_id.as_deref())?,
         })
+    }
+
+    /// Where used nonces are remembered; `None` for in memory.
+    pub fn nonce_table(&self) -> Result<Option<registry::Options>, ConfigError> {
+        let relay = &self.relay;
+        let (variable, url) = (&relay.nonce_database_url_env, &relay.nonce_database_url);
+        let Some(url) = database_url(variable.as_ref(), url.as_ref())? else {
+            return Ok(None);
+        };
+        Ok(Some(registry::Options {
+            url,
+            trust_roots: None,
+            ..self.registry()?
+        }))
     }
 
     /// The cache as configured.
@@ -568,6 +580,20 @@ impl Config {
         }
         listeners.extend(&self.tunnel.gateway_listeners);
         listeners
+    }
+}
+
+/// What the variable holds, or else the URL itself.
+fn database_url(
+    variable: Option<&String>,
+    url: Option<&Secret>,
+) -> Result<Option<String>, ConfigError> {
+    match (variable, url) {
+        (Some(name), _) => {
+            let held = std::env::var(name).map_err(|_| ConfigError::NoSuchVariable(name.clone()));
+            held.map(Some)
+        }
+        (None, url) => Ok(url.map(|Secret(url)| url.clone())),
     }
 }
 

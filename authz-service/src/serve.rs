@@ -14,7 +14,7 @@ use futures::{Stream, StreamExt as _};
 use listeners::{Inherited, InheritedError, manager};
 use proto::admin::v1::debug_server::DebugServer;
 use proto::admin::v1::operations_server::OperationsServer;
-use registry::{Feed, OpenError, Reader};
+use registry::{Feed, NonceTable, OpenError, Reader};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -40,7 +40,7 @@ use crate::decision_point::DecisionPoint;
 use crate::follow::{follow, listen};
 use crate::freshness::Freshness;
 use crate::metrics::Metrics;
-use crate::relay::nonces::{self, Memory};
+use crate::relay::nonces::{Memory, Nonces, Table};
 use crate::relay::policy::opa::{Opa, OpaUrlError};
 use crate::relay::reload::CurrentRules;
 use crate::relay::rules::RulesError;
@@ -88,6 +88,9 @@ pub enum ServeError {
     /// The registry.
     #[error(transparent)]
     Registry(#[from] OpenError),
+    /// Where nonces of tool calls are remembered.
+    #[error("relay.nonce_database_url: {0}")]
+    Nonces(#[source] OpenError),
     /// A port is taken, or not ours to take.
     #[error("{key} {address} can't be listened on: {source}")]
     Bind {
@@ -247,7 +250,7 @@ async fn start(config: &Config, mut inherited: Inherited) -> Result<Running, Ser
     let feed = Feed::new(&options.url, options.query_timeout)?.leading(&point.registry);
     let metrics = Metrics::default();
     let (audit, audit_writer) = open_audit(config, &metrics)?;
-    let (rules, relay) = relay(config, &point, &audit, &metrics)?.unzip();
+    let (rules, relay) = relay(config, &point, &audit, &metrics).await?.unzip();
     let probes = Probes::new(
         Arc::clone(&point),
         rules,
@@ -350,7 +353,7 @@ async fn start(config: &Config, mut inherited: Inherited) -> Result<Running, Ser
 type ToolCalls = (Arc<CurrentRules>, Arc<Relay>);
 
 /// What decides about tool calls, where there are to be any.
-fn relay(
+async fn relay(
     config: &Config,
     point: &Arc<DecisionPoint>,
     audit: &Audit,
@@ -362,17 +365,37 @@ fn relay(
     let rules = Arc::new(CurrentRules::load(sources, metrics.clone())?);
     // Ends with the program.
     tokio::spawn(Arc::clone(&rules).follow());
-    tracing::info!("nonces of tool calls are remembered in memory, by this replica alone");
     let relay = Relay::new(
         Arc::clone(point),
         Arc::clone(&rules),
         opa(config)?,
-        Arc::new(Memory::new(nonces::DEFAULT_MAX)),
+        nonces(config).await?,
         audit.clone(),
         metrics.clone(),
         config.relay.options(),
     );
     Ok(Some((rules, Arc::new(relay))))
+}
+
+/// What remembers the nonces of tool calls.
+async fn nonces(config: &Config) -> Result<Arc<dyn Nonces>, ServeError> {
+    let max = config.relay.max_nonces;
+    let Some(options) = config.nonce_table()? else {
+        tracing::warn!(
+            "nonces of tool calls are remembered in memory: a restart forgets them, and other \
+             replicas don't know them"
+        );
+        return Ok(Arc::new(Memory::new(max)));
+    };
+    let rows = NonceTable::open(&options)
+        .await
+        .map_err(ServeError::Nonces)?;
+    let table = Arc::new(Table::new(rows, max));
+    let kept = Arc::clone(&table);
+    // Ends with the program.
+    tokio::spawn(async move { kept.keep().await });
+    tracing::info!("nonces of tool calls are remembered in Postgres, for all replicas");
+    Ok(table)
 }
 
 /// What decides; the registry is opened for it.

@@ -54,7 +54,8 @@ impl Failure {
     fn verdict(&self) -> (u8, &'static str) {
         match self {
             Self::Config(error) | Self::Serve(ServeError::Config(error)) => (USAGE, error.hint()),
-            Self::Migrate(MigrateError::Open(error)) | Self::Serve(ServeError::Registry(error)) => {
+            Self::Migrate(MigrateError::Open(error))
+            | Self::Serve(ServeError::Registry(error) | ServeError::Nonces(error)) => {
                 registry(error)
             }
             Self::Migrate(MigrateError::Schema(error)) => (CONFIG, schema_hint(error)),

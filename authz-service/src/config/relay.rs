@@ -8,7 +8,7 @@ use std::time::Duration;
 use figment::providers::Env;
 use serde::{Deserialize, Deserializer, de};
 
-use super::{ConfigError, MINUTE, Policy};
+use super::{ConfigError, MINUTE, Policy, Secret};
 use crate::relay::Options;
 use crate::relay::rules::Sources;
 use crate::relay::tools::{ToolName, ToolUrl};
@@ -44,6 +44,16 @@ pub struct Relay {
     pub poca_required: bool,
     /// How far away a proof's end may be, in milliseconds.
     pub max_manifest_ttl_ms: u64,
+    /// The Postgres URL at which used nonces are remembered, for all replicas and across restarts;
+    /// in memory if neither this nor `nonce_database_url_env` is set. Its role needs to be a member
+    /// of `agent_gateway_relay` alone.
+    pub nonce_database_url: Option<Secret>,
+    /// Name of the environment variable that holds it.
+    pub nonce_database_url_env: Option<String>,
+    /// Most nonces remembered; with as many, further calls are refused (503).
+    pub max_nonces: usize,
+    /// How many replicas decide about tool calls; several need a database for nonces.
+    pub replicas: u64,
     /// Folder of JSON Schemas that payloads must meet.
     pub contracts_dir: Option<PathBuf>,
     /// Folder of Rego (package `mcp.authz`) that says who may call what.
@@ -82,7 +92,7 @@ pub(super) fn existing_environment() -> Env {
 
 impl Relay {
     /// Every number, and the largest that it may be.
-    pub(super) fn bounds(&self) -> [(&'static str, u64, u64); 4] {
+    pub(super) fn bounds(&self) -> [(&'static str, u64, u64); 6] {
         [
             ("relay.policy_timeout_ms", self.policy_timeout_ms, MINUTE),
             (
@@ -90,6 +100,8 @@ impl Relay {
                 self.max_manifest_ttl_ms,
                 24 * 60 * MINUTE,
             ),
+            ("relay.max_nonces", self.max_nonces as u64, 100_000_000),
+            ("relay.replicas", self.replicas, 1000),
             ("relay.check_timeout_ms", self.check_timeout_ms, MINUTE),
             (
                 "relay.max_bodies_bytes",
@@ -110,6 +122,12 @@ impl Relay {
         if self.policy_dir.is_none() && policy.opa_url.is_none() {
             let neither = "neither relay.policy_dir nor policy.opa_url is";
             return Err(ConfigError::RelayIncomplete(neither));
+        }
+        let in_memory = self.nonce_database_url.is_none() && self.nonce_database_url_env.is_none();
+        if in_memory && self.replicas > 1 {
+            let forgetful = "relay.replicas is over 1 without a relay.nonce_database_url_env, so \
+                             none would know which nonces the others have seen";
+            return Err(ConfigError::RelayIncomplete(forgetful));
         }
         Ok(())
     }

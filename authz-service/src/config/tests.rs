@@ -679,6 +679,7 @@ fn calls_that_nothing_would_judge_are_refused() {
             "[relay]\ntools_file = 'a'\npolicy_dir = 'b'\n",
             "egress_file is not",
         ),
+        (&format!("{RELAY}replicas = 2\n"), "replicas is over 1"),
         ("[relay]\ntools_file = 'a'\negress_file = 'b'\n", "neither"),
         (
             "[relay]\negress_file = 'b'\n[relay.tool_urls]\necho = 'http://echo/'\n",
@@ -694,9 +695,34 @@ fn calls_that_nothing_would_judge_are_refused() {
         "[relay]\nmax_manifest_ttl_ms = 0\n",
         "[relay]\ncheck_timeout_ms = 60001\n",
         "[relay]\nmax_bodies_bytes = 0\n",
+        "[relay]\nmax_nonces = 0\n",
+        "[relay]\nreplicas = 0\n",
     ] {
         assert!(load(bad, &[]).is_err(), "{bad}");
     }
+}
+
+#[test]
+fn nonces_are_in_memory_unless_a_database_is_named() {
+    let registry = "[policy]\ndatabase_url = 'postgres://registry'\n";
+    let table = |relay: &str, environment: &[(&str, &str)]| {
+        let text = format!("{registry}{RELAY}{relay}");
+        look(&text, environment, |loaded| {
+            let options = loaded.unwrap().nonce_table();
+            options.map(|options| options.map(|options| options.url))
+        })
+    };
+    assert_eq!(table("", &[]).unwrap(), None);
+    let url = Some("postgres://nonces".to_owned());
+    let named = "nonce_database_url_env = 'NONCES'\nreplicas = 2\n";
+    assert_eq!(
+        table(named, &[("NONCES", "postgres://nonces")]).unwrap(),
+        url
+    );
+    let inline = "nonce_database_url = 'postgres://nonces'\nreplicas = 2\n";
+    assert_eq!(table(inline, &[]).unwrap(), url);
+    let error = table(named, &[]).unwrap_err();
+    assert!(matches!(error, ConfigError::NoSuchVariable(_)), "{error}");
 }
 
 #[test]

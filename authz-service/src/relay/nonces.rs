@@ -18,9 +18,6 @@ use tokio::time::Instant;
 pub use memory::Memory;
 pub use table::Table;
 
-/// Most nonces remembered at a time, where nothing else is set.
-pub const DEFAULT_MAX: usize = 1_000_000;
-
 /// Takes note of nonces.
 ///
 /// Of all calls of [`Nonces::use_up`] with one caller and one nonce, one succeeds at most, however
