@@ -14,6 +14,7 @@ mod granting;
 mod interrupted;
 mod keys;
 mod listing;
+mod measured;
 mod office;
 mod outages;
 mod pins;
