@@ -8,6 +8,7 @@
     reason = "the comments are the help text, in which backticks would show"
 )]
 
+mod audits;
 mod database_url;
 mod grants;
 mod listings;
@@ -16,6 +17,7 @@ mod roots;
 
 use clap::{Parser, Subcommand};
 
+pub use self::audits::{AuditArgs, AuditCommand, AuditHeadArgs, AuditVerifyArgs};
 pub use self::database_url::DatabaseUrl;
 pub use self::grants::{
     ExportArgs, GrantArgs, GrantScopeArgs, ImportArgs, KeyArgs, NewKeyArgs, RegisterKeyArgs,
@@ -40,8 +42,8 @@ Environment:
 const EXIT_STATUS: &str = "\
 Exit status:
    0  done
-   1  no (can-i), a bad row (verify), a failed check (doctor), nothing matched (revoke,
-      show), or not agreed to
+   1  no (can-i), a bad row (verify) or record (audit verify), a failed check (doctor),
+      nothing matched (revoke, show), or not agreed to
   64  wrong usage, or no usable database url
   65  bad data: a public key, identity or destination that is none, or a grant that the
       registry's keys and scopes don't bear out
@@ -204,6 +206,14 @@ Example:
   agent-gateway-registry root sign --root-handle 0x81010020"
     )]
     Root(RootCommand),
+    /// Hold the gateway's audit files against their chain
+    #[command(after_help = "\
+Exit status 1 if there is a bad record.
+
+Example:
+  agent-gateway-registry audit verify /var/log/agent-gateway/audit-0000000000000001.jsonl /var/log/agent-gateway/audit.jsonl
+  agent-gateway-registry audit head /var/log/agent-gateway/audit.jsonl")]
+    Audit(AuditArgs),
     /// Check the database, the role, the clock, the key, and what is about to expire
     #[command(after_help = "\
 Exit status 1 if anything has failed.
@@ -246,6 +256,7 @@ impl Command {
             | Command::Show(_)
             | Command::Import(_)
             | Command::Export(_)
+            | Command::Audit(_)
             | Command::Verify => false,
         }
     }
@@ -271,7 +282,7 @@ mod tests {
             .filter(|command| command.get_name() != "help")
             .map(clap::Command::clone)
             .collect();
-        assert_eq!(names.len(), 17);
+        assert_eq!(names.len(), 18);
         let root = names.iter().find(|command| command.get_name() == "root");
         let roots: Vec<_> = root
             .unwrap()

@@ -187,6 +187,14 @@ pub enum Failure {
         /// What is wrong.
         source: ImportError,
     },
+    /// A file of the gateway's audit that can't be read.
+    #[error("{}: {source}", path.display())]
+    AuditFile {
+        /// Which file.
+        path: PathBuf,
+        /// What happened.
+        source: io::Error,
+    },
     /// `--id` for more than one permission.
     #[error("one id can't name {0} permissions")]
     OneId(usize),

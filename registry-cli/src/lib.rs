@@ -9,6 +9,7 @@
 
 mod arguments;
 pub mod audit;
+mod audit_chain;
 mod can_i;
 pub mod cli;
 mod clock;
@@ -102,6 +103,10 @@ async fn dispatch(
         Command::Why(args) => why::run(args, trust).await?,
         Command::Show(args) => show::run(args, trust).await?,
         Command::Import(args) => import::run(args, trust).await?,
+        Command::Audit(args) => {
+            let (report, outcome) = audit_chain::run(&args.command)?;
+            return Ok((Some(report), outcome));
+        }
         Command::Root(command) => return root::run(command, trust).await,
         Command::Verify => return Ok((None, verify::run(trust, as_json).await?)),
         Command::Doctor(args) => {

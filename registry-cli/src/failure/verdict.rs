@@ -134,6 +134,10 @@ impl Failure {
                 "see what there is with `agent-gateway-registry list`",
             ),
             Self::Import { source, .. } => import(source),
+            Self::AuditFile { source, .. } => match source.kind() {
+                ErrorKind::InvalidData => (Exit::Data, "`audit verify` says more"),
+                _ => (Exit::NoInput, SYSTEM),
+            },
             Self::Elsewhere { source, .. } => elsewhere(source),
             Self::OneId(_) => (Exit::Usage, "give one --destination with --id"),
             Self::Unusable(_) | Self::Key(_) | Self::Window(_) => (

@@ -9,6 +9,7 @@
 )]
 
 mod asking;
+mod audit;
 mod elsewhere;
 mod granting;
 mod interrupted;
