@@ -1,6 +1,7 @@
 //! Checks: what one costs the service, beside an empty service that decodes the same request and
 //! answers as many bytes.
 
+pub(crate) mod audited;
 pub(crate) mod misses;
 pub(crate) mod mixed;
 pub(crate) mod warm;

@@ -65,6 +65,8 @@ enum Part {
     Warm,
     /// Checks of which half are denied
     Mixed,
+    /// Checks from memory whose decisions are recorded
+    Audit,
     /// Checks that need the registry
     Misses,
     /// Start and memory, with many permissions
@@ -74,6 +76,15 @@ enum Part {
     /// From a revocation to what agents see of it
     Revocation,
 }
+
+/// Those that need registries with many permissions.
+const OF_CHECKS: [Part; 5] = [
+    Part::Warm,
+    Part::Mixed,
+    Part::Audit,
+    Part::Misses,
+    Part::Memory,
+];
 
 /// How much is done.
 #[derive(Debug, Clone, Copy)]
@@ -117,14 +128,14 @@ async fn measure(parts: &[Part], effort: Effort, report: &mut Report) -> Result<
     let wanted = |part| parts.is_empty() || parts.contains(&part);
     let any = |parts: &[Part]| parts.iter().copied().any(wanted);
     let mut failed = None;
-    if any(&[Part::Warm, Part::Mixed, Part::Misses, Part::Memory]) {
+    if any(&OF_CHECKS) {
         report.note(
             "checks: the service as shipped, its log (info) into a file; every answer was \
              compared (allowed by this permission, or denied for this reason)"
                 .to_owned(),
         );
         let (mut small, mut large) = registries(effort).await?;
-        for part in [Part::Warm, Part::Mixed, Part::Misses, Part::Memory] {
+        for part in OF_CHECKS {
             if wanted(part) {
                 let done = of_checks(part, effort, &mut small, &mut large, report).await;
                 failed = failed.or(done.err());
@@ -165,6 +176,7 @@ async fn of_checks(
     match part {
         Part::Warm => checks::warm::measure(small, large, effort, report).await,
         Part::Mixed => checks::mixed::measure(small, effort, report).await,
+        Part::Audit => checks::audited::measure(small, effort, report).await,
         Part::Misses => checks::misses::measure(large, effort, report).await,
         _ => {
             memory::start(large, effort, report).await?;

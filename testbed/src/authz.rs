@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -35,6 +35,8 @@ pub struct AuthzOptions {
     /// The root of trust, and the id of the registry that it vouches in; without one, rows count
     /// as they are.
     pub root: Option<(Root, String)>,
+    /// A folder that is a disk of 256 KiB of its own, for the service alone.
+    pub small_disk: Option<PathBuf>,
     /// Further environment, such as `AGENT_GATEWAY__DNS__TIMEOUT_MS`.
     pub environment: Vec<(String, String)>,
 }
@@ -53,6 +55,7 @@ struct Files {
     admin_grpc: SocketAddr,
     admin_http: SocketAddr,
     environment: Vec<(String, String)>,
+    small_disk: Option<PathBuf>,
 }
 
 /// Brings a database to the schema that the service needs, by the service's own command.
@@ -191,6 +194,7 @@ impl Files {
             admin_grpc: at(1),
             admin_http: at(2),
             environment: Vec::new(),
+            small_disk: options.small_disk.clone(),
         };
         files.configure(options)?;
         Ok(files)
@@ -243,6 +247,9 @@ impl Files {
     fn run(&self) -> Result<Process> {
         let mut command = Command::new(binary::path("agent-gateway-authz")?);
         command.arg("serve").arg("--config").arg(self.config());
+        if let Some(folder) = &self.small_disk {
+            command = with_small_disk(folder, &command);
+        }
         command.envs(self.environment.iter().map(|(key, value)| (key, value)));
         let mut process = Process::start("authz", &command)?;
         process
@@ -255,6 +262,21 @@ impl Files {
     fn config(&self) -> std::path::PathBuf {
         Path::new(self.folder.path()).join("config.toml")
     }
+}
+
+/// The same command, where nobody else sees what is mounted for it. It keeps its process id.
+fn with_small_disk(folder: &Path, command: &Command) -> Command {
+    let mut wrapped = Command::new("unshare");
+    if !rustix::process::geteuid().is_root() {
+        wrapped.arg("--map-root-user");
+    }
+    let mount = "mount -t tmpfs -o size=256k tmpfs \"$0\" && exec \"$@\"";
+    wrapped
+        .args(["--mount", "sh", "-c", mount])
+        .arg(folder)
+        .arg(command.get_program())
+        .args(command.get_args());
+    wrapped
 }
 
 fn texts(addresses: &[SocketAddr]) -> Vec<String> {

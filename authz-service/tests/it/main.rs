@@ -10,6 +10,7 @@
 )]
 
 mod admin_socket;
+mod audit;
 mod bounds;
 mod cache;
 mod checks;
