@@ -57,7 +57,8 @@ pub(crate) async fn measure(
             ]);
         }
         for (figure, unit, value) in FIGURES {
-            let column = |place: usize| rounds.iter().filter_map(|it| it.get(place)).map(value);
+            let column =
+                |place: usize| rounds.iter().filter_map(move |it| it.get(place)).map(value);
             let columns = Rounds {
                 before: column(0).collect(),
                 ours: column(1).collect(),
