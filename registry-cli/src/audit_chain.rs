@@ -161,7 +161,7 @@ impl Walk {
         if self.unfinished {
             text += "the last line is not complete: it is being written, or was never answered\n";
         }
-        text += &format!("{records} records verified, the last one {head}\n");
+        text = format!("{text}{records} records verified, the last one {head}\n");
         Report { text, json }
     }
 }

@@ -32,8 +32,8 @@ fn records(folder: &Path) -> Vec<Value> {
         let text = fs::read_to_string(&path).unwrap();
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
         for line in whole.lines() {
-            let verified = verifier.next(line.as_bytes());
-            verified.unwrap_or_else(|fault| panic!("{}: {fault}: {line}", path.display()));
+            let held = verifier.next(line.as_bytes());
+            held.unwrap_or_else(|fault| panic!("{}: {fault}: {line}", path.display()));
             records.push(serde_json::from_str(line).unwrap());
         }
     }

@@ -53,6 +53,10 @@ pub(super) const SYSTEM: &str = "the system's message says why";
 
 impl Failure {
     /// What to do about it.
+    #[expect(
+        clippy::too_many_lines,
+        reason = "one exhaustive match is where every failure has its status and hint"
+    )]
     pub(super) fn verdict(&self) -> (Exit, String) {
         let (exit, hint) = match self {
             Self::NoDatabaseUrl | Self::NotText { .. } => (
