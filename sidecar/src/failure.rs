@@ -96,8 +96,29 @@ pub fn report_unread(error: ParseError) -> ExitCode {
     }
 }
 
+/// What is said of wrong usage is longer only where it repeats a value that is.
+const MAX_USAGE_BYTES: usize = 4096;
+
+/// A line without the middle that makes it long.
+fn shortened(line: &str) -> String {
+    const KEPT: usize = 120;
+    let count = line.chars().count();
+    if count <= 2 * KEPT {
+        return line.to_owned();
+    }
+    let start: String = line.chars().take(KEPT).collect();
+    let end: String = line.chars().skip(count - KEPT).collect();
+    format!("{start}…{end}")
+}
+
 /// Also how `--help` and `--version` end.
 fn report_usage(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    if error.use_stderr() && text.len() > MAX_USAGE_BYTES {
+        text.lines()
+            .for_each(|line| say(format_args!("{}", shortened(line))));
+        return ExitCode::from(Exit::Usage as u8);
+    }
     // stdout or stderr, as fits.
     match (error.print(), error.use_stderr()) {
         (_, true) => ExitCode::from(Exit::Usage as u8),
@@ -111,7 +132,8 @@ const CONFIG: &str = "sidecar.example.toml shows every key that --config may hol
 const CA_BUNDLE: &str = "give certificates in PEM as --ca-bundle";
 const START: &str =
     "start it with `agent-gateway-sidecar run --gateway HOST:PORT --ca FILE --state DIR`";
-const TPM_DOWN: &str = "check that the TPM runs and that --tcti names it";
+const TPM_DOWN: &str = "check that the TPM runs, that --tcti names it, and that this user may use it \
+     (for /dev/tpmrm0: as a member of the group tss)";
 const TPM_REFUSED: &str = "look at the TPM: `tpm2_getcap properties-variable` shows how it is";
 const OTHER_STATE: &str = "use another --state folder, or remove this one to begin anew; \
      permissions of the old key then no longer apply";

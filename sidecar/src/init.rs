@@ -29,7 +29,7 @@ pub enum InitError {
     #[error("can't make the certificate: {0}")]
     Issue(#[from] IssueError),
     /// The folder belongs to another agent.
-    #[error("the state is that of another identity, {stored:?}")]
+    #[error("the state is that of another identity, {:?}", stored.as_str())]
     OtherIdentity {
         /// Whose it is.
         stored: Identity,

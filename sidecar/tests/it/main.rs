@@ -26,6 +26,8 @@ mod relay;
 mod rotation;
 mod sockets;
 mod token;
+mod tpm_trouble;
 mod trace;
+mod transcripts;
 mod tunnels;
 mod user;
