@@ -153,6 +153,7 @@ impl Audit {
             file,
             stdout: options.stdout,
         };
+        writer.copy(&line);
         let thread = thread::Builder::new()
             .name("audit".to_owned())
             .spawn(move || writer.run())

@@ -163,7 +163,7 @@ async fn where_envoy_does_not_trace_the_agents_trace_is_continued() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_secret_is_traced_or_logged_however_much_is() {
+async fn no_secret_is_traced_logged_or_recorded_however_much_is() {
     let (collected, address) = Collected::start().await;
     let database = testbed::database().await.unwrap();
     testbed::authz::migrate(&database.url()).unwrap();
@@ -174,8 +174,12 @@ async fn no_secret_is_traced_or_logged_however_much_is() {
         ))
         .unwrap();
     let endpoint = format!("http://{address}");
+    let folder = tempfile::tempdir().unwrap();
+    let audit = folder.path().join("audit.jsonl");
     let environment = [
         ("AGENT_GATEWAY__OBSERVABILITY__OTLP_ENDPOINT", &*endpoint),
+        ("AGENT_GATEWAY__AUDIT__PATH", audit.to_str().unwrap()),
+        ("AGENT_GATEWAY__AUDIT__STDOUT", "true"),
         ("AGENT_GATEWAY__OBSERVABILITY__LOG_LEVEL", "trace"),
         // Nothing tells the service that a table was renamed.
         ("AGENT_GATEWAY__CACHE__MAX_AGE_MS", "500"),
@@ -208,7 +212,13 @@ async fn no_secret_is_traced_or_logged_however_much_is() {
     let log = scene.authz.process().log();
     // The log is as full as can be.
     assert!(log.contains("\"TRACE\""), "{log}");
-    for (place, text) in [("traces", collected.text()), ("log", log)] {
+    let audit = std::fs::read_to_string(&audit).unwrap();
+    assert_eq!(audit.lines().count(), 3, "{audit}");
+    // The copy.
+    for line in audit.lines() {
+        assert!(log.lines().any(|copied| copied == line), "{line}");
+    }
+    for (place, text) in [("traces", collected.text()), ("log", log), ("audit", audit)] {
         if let Some(line) = text.lines().find(|line| line.contains("planted-")) {
             panic!("in the {place}: {line}");
         }
