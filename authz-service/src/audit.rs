@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use ::audit::{Chain, Event, Record, Target};
 use permission::Timestamp;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
 use crate::check::now;
@@ -95,6 +96,9 @@ enum State {
     Closing,
 }
 
+/// Becomes whether a batch was written.
+type Written = watch::Sender<Option<bool>>;
+
 /// Records that are written at once.
 #[derive(Debug)]
 struct Batch {
@@ -102,8 +106,7 @@ struct Batch {
     records: usize,
     /// How many missing records one more line tells of.
     unwritten: u64,
-    /// Becomes whether they were.
-    written: watch::Sender<Option<bool>>,
+    written: Written,
 }
 
 impl Default for Batch {
@@ -123,11 +126,26 @@ impl Audit {
         Self(None)
     }
 
-    /// Opens the file, goes on with the chain that is in it, and records that.
+    /// Opens the file, goes on with the chain that is in it, and records that. Needs a tokio runtime.
     pub fn open(
         options: &AuditOptions,
         metrics: Metrics,
     ) -> Result<(Self, AuditWriter), AuditFileError> {
+        let (log, writer, written) = Self::begin(options, metrics)?;
+        tokio::spawn(tell(written));
+        let thread = thread::Builder::new()
+            .name("audit".to_owned())
+            .spawn(move || writer.run())
+            .map_err(|source| AuditFileError::io(&options.path, source))?;
+        let audit = Self(Some(Arc::clone(&log)));
+        Ok((audit, AuditWriter { log, thread }))
+    }
+
+    /// What can be recorded to, and what is yet to be run: what writes it, and what tells of it.
+    fn begin(
+        options: &AuditOptions,
+        metrics: Metrics,
+    ) -> Result<(Arc<Log>, Writer, UnboundedReceiver<Written>), AuditFileError> {
         let (mut file, torn_bytes) = AuditFile::open(&options.path, options.max_file_bytes)?;
         let mut chain = Chain::after(file.head());
         let started = Record::new(now(), Event::Started { torn_bytes });
@@ -148,18 +166,15 @@ impl Audit {
             max_waiting: options.max_waiting,
             metrics,
         });
+        let (wrote, written) = unbounded_channel();
         let writer = Writer {
             log: Arc::clone(&log),
+            wrote,
             file,
             stdout: options.stdout,
         };
         writer.copy(&line);
-        let thread = thread::Builder::new()
-            .name("audit".to_owned())
-            .spawn(move || writer.run())
-            .map_err(|source| AuditFileError::io(&options.path, source))?;
-        let audit = Self(Some(Arc::clone(&log)));
-        Ok((audit, AuditWriter { log, thread }))
+        Ok((log, writer, written))
     }
 
     /// Whether anything is recorded at all.
@@ -285,9 +300,19 @@ impl AuditWriter {
     }
 }
 
+/// Lets those go on whose records were written. Woken from the writer's thread, each of them would
+/// cost a system call.
+async fn tell(mut written: UnboundedReceiver<Written>) {
+    while let Some(written) = written.recv().await {
+        written.send_replace(Some(true));
+    }
+}
+
 /// What the thread works with.
 struct Writer {
     log: Arc<Log>,
+    /// As long as what waits to be written is bounded, so is this.
+    wrote: UnboundedSender<Written>,
     file: AuditFile,
     stdout: bool,
 }
@@ -298,7 +323,7 @@ impl Writer {
             match self.file.append(&batch.lines, head) {
                 Ok(()) => {
                     self.log.metrics.audit_written(batch.records as u64);
-                    batch.written.send_replace(Some(true));
+                    let _ = self.wrote.send(batch.written);
                     self.copy(&batch.lines);
                 }
                 Err(error) => {

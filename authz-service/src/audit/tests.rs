@@ -78,33 +78,28 @@ async fn records_of_many_at_once_are_one_chain() {
     assert_eq!(scene.records().len(), 401);
 }
 
-/// Puts as much into the queue as it takes. The writer is not told of it.
-fn fill(log: &Log) -> Vec<watch::Receiver<Option<bool>>> {
-    let mut queue = log.queue();
-    let Queue { chain, batch, .. } = &mut *queue;
-    let sealed = (0..log.max_waiting).map(|_| {
-        chain.seal(&deny(), &log.replica, &mut batch.lines);
-        batch.records += 1;
-        batch.written.subscribe()
-    });
-    sealed.collect()
-}
-
-/// As while the disk is stuck.
+/// As while the disk is stuck: the writer runs later.
 #[tokio::test]
 async fn a_full_queue_refuses_and_what_it_refused_is_recorded() {
-    let scene = Scene::start();
-    let log = scene.audit.0.as_ref().unwrap();
-    let waiting = fill(log);
+    let folder = tempfile::tempdir().unwrap();
+    let (log, writer, written) = Audit::begin(&options(&folder), Metrics::default()).unwrap();
+    let audit = Audit(Some(Arc::clone(&log)));
+    let waiting: Vec<_> = (0..8).map(|_| log.seal(&deny()).unwrap()).collect();
     for _ in 0..2 {
-        assert_eq!(scene.audit.record(&deny()).await, Err(Unwritable));
+        assert_eq!(audit.record(&deny()).await, Err(Unwritable));
     }
-    log.filled.notify_one();
+    let thread = thread::spawn(move || writer.run());
+    tokio::spawn(tell(written));
     for mut written in waiting {
         let written = written.wait_for(Option::is_some).await.unwrap();
         assert_eq!(*written, Some(true));
     }
-    assert_eq!(scene.audit.record(&deny()).await, Ok(()));
+    assert_eq!(audit.record(&deny()).await, Ok(()));
+    let scene = Scene {
+        audit,
+        writer: AuditWriter { log, thread },
+        folder,
+    };
     let records = scene.records();
     let events: Vec<_> = records.iter().map(|record| &record["event"]).collect();
     let mut expected = vec!["decision"; 11];

@@ -208,7 +208,21 @@ async fn a_tunnel_whose_envoy_was_killed_is_closed_by_a_record_that_says_so() {
 async fn a_service_that_stops_records_the_ends_of_its_tunnels_first() {
     let file = AuditFile::new();
     let mut scene = granted(&file, &[("TUNNEL__DRAIN_TIMEOUT_MS", "300")]).await;
-    let tunnel = scene.open().await;
+    // Envoy tells of ends on a stream that it opens with its thread's first tunnel, and a service
+    // that is stopping takes no new one. An end that arrived shows that the stream is there.
+    let client = scene.client().await;
+    let open = async || {
+        client
+            .open(&scene.destination)
+            .await
+            .unwrap()
+            .into_tunnel()
+            .unwrap()
+    };
+    drop(open().await);
+    file.end_of(&file.allow()).await;
+    let mut tunnel = open().await;
+    assert!(lives(&mut tunnel).await);
     let allow = file.allow();
     assert!(scene.gateway.authz.stop().unwrap().success());
     ends(tunnel).await;
