@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 
 /// Microseconds since the Unix epoch, from year 1 to 9999 (what RFC 3339 can write).
 ///
@@ -55,7 +55,7 @@ impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // In range by construction; the epoch stands for what cannot happen.
         let date: DateTime<Utc> = DateTime::from_timestamp_micros(self.0).unwrap_or_default();
-        date.format("%Y-%m-%dT%H:%M:%S%.6fZ").fmt(f)
+        f.pad(&date.to_rfc3339_opts(SecondsFormat::Micros, true))
     }
 }
 

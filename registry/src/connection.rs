@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use futures::FutureExt as _;
 use permission::{Id, TrustRoots};
-use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use tokio::time::{Instant, timeout};
 
+use crate::connections::{Connections, TRUSTED_IDLE};
 use crate::schema::{self, SchemaError};
 use crate::server::{Followed, Server};
 
@@ -67,17 +68,13 @@ pub enum OpenError {
 /// Reads the registry for decisions, with SELECT alone.
 #[derive(Clone, Debug)]
 pub struct Reader {
-    pub(crate) pool: PgPool,
+    pub(crate) connections: Connections,
     pub(crate) followed: Followed,
     pub(crate) acquire_timeout: Duration,
     pub(crate) query_timeout: Duration,
     pub(crate) max_connections: u32,
     pub(crate) trust_roots: Option<TrustRoots>,
 }
-
-/// A connection idle for longer is asked whether it still lives before it is used: after a
-/// restart of the database the pool is full of dead ones. Busy ones are spared the round trip.
-pub(crate) const TRUSTED_IDLE: Duration = Duration::from_secs(1);
 
 impl Reader {
     /// Connects, and makes sure that the schema is the one this program knows.
@@ -127,8 +124,9 @@ impl Reader {
         .await
         .map_err(|_| OpenError::TimedOut(options.connect_timeout))??;
 
+        let most = options.max_connections;
         Ok(Self {
-            pool,
+            connections: Connections::of(pool, most, followed.clone()),
             followed,
             acquire_timeout: options.acquire_timeout,
             query_timeout: options.query_timeout,

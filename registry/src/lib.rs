@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod connection;
+mod connections;
 mod feed;
 mod health;
 mod import;

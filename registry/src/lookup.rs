@@ -109,14 +109,17 @@ impl Reader {
         Ok(facts(request, &rows, self.trust_roots.as_ref()))
     }
 
-    /// How many rows [`Reader::facts`] would look at: its query with nothing made of the answer,
-    /// to measure the rest by.
+    /// How many rows [`Reader::facts`] would look at: its query on a connection of sqlx's pool, with
+    /// nothing made of the answer, to measure the rest by.
     pub async fn candidates(
         &self,
         request: &Request,
         deadline: Instant,
     ) -> Result<usize, LookupError> {
-        Ok(self.rows(request, deadline).await?.len())
+        let mut connection = timeout_at(deadline, self.connections.pooled())
+            .await
+            .map_err(|_| LookupError::TimedOut)??;
+        Ok(select(&mut connection, request).await?.len())
     }
 
     async fn rows(
@@ -124,14 +127,8 @@ impl Reader {
         request: &Request,
         deadline: Instant,
     ) -> Result<Vec<CandidateRow>, LookupError> {
-        self.run(deadline, |connection| {
-            let query = sqlx::query_as::<_, CandidateRow>(SELECT_CANDIDATES)
-                .bind(request.identity.as_str().to_owned())
-                .bind(request.destination.to_string())
-                .bind(request.spki.as_der().to_vec());
-            query.fetch_all(connection).boxed()
-        })
-        .await
+        self.run(deadline, |connection| select(connection, request))
+            .await
     }
 
     /// Runs one read on a pooled connection, within the acquire and query timeouts and `deadline`.
@@ -146,27 +143,41 @@ impl Reader {
         let until = |limit: Duration| deadline.min(Instant::now() + limit);
         let mut dead = 0;
         loop {
-            let acquired = timeout_at(until(self.acquire_timeout), self.pool.acquire()).await;
-            let mut connection = match acquired {
-                Ok(Ok(connection)) => connection,
+            let lent = timeout_at(until(self.acquire_timeout), self.connections.lend()).await;
+            let mut lent = match lent {
+                Ok(Ok(lent)) => lent,
                 Ok(Err(sqlx::Error::PoolTimedOut)) | Err(_) => return Err(LookupError::TimedOut),
                 Ok(Err(error)) => return Err(error.into()),
             };
-            match timeout_at(until(self.query_timeout), read(&mut connection)).await {
-                Ok(Ok(value)) => return Ok(value),
+            match timeout_at(until(self.query_timeout), read(lent.connection())).await {
+                Ok(Ok(value)) => {
+                    lent.keep();
+                    return Ok(value);
+                }
                 Ok(Err(error)) if is_dead(&error) && dead < self.max_connections => {
                     dead += 1;
-                    connection.close_on_drop();
+                    lent.close();
                 }
                 Ok(Err(error)) => return Err(error.into()),
                 Err(_) => {
-                    // Its answer may still come: never to be taken for another query's.
-                    connection.close_on_drop();
+                    lent.close();
                     return Err(LookupError::TimedOut);
                 }
             }
         }
     }
+}
+
+fn select<'c>(
+    connection: &'c mut PgConnection,
+    request: &Request,
+) -> BoxFuture<'c, Result<Vec<CandidateRow>, sqlx::Error>> {
+    sqlx::query_as(SELECT_CANDIDATES)
+        .bind(request.identity.as_str().to_owned())
+        .bind(request.destination.to_string())
+        .bind(request.spki.as_der().to_vec())
+        .fetch_all(connection)
+        .boxed()
 }
 
 /// The domain's view of what was read for one request; with it they share their texts, for they are
