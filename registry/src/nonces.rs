@@ -9,7 +9,8 @@ use sqlx::postgres::{PgPool, PgPoolOptions};
 use sqlx::{Connection as _, Executor as _, PgConnection};
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::connection::{OpenError, Options, TRUSTED_IDLE, connect_options};
+use crate::connection::{OpenError, Options, connect_options};
+use crate::connections::TRUSTED_IDLE;
 use crate::lookup::LookupError;
 use crate::schema;
 
