@@ -29,10 +29,13 @@ impl AuditFile {
         }
     }
 
+    pub(crate) fn path(&self) -> &str {
+        self.path.to_str().unwrap()
+    }
+
     /// Settings that have the service write it.
     pub(crate) fn settings(&self, changed: &[(&str, &str)]) -> AuthzOptions {
-        let path = self.path.to_str().unwrap();
-        let ours = [("AUDIT__PATH", path), ("AUDIT__REPLICA", "gw-1")];
+        let ours = [("AUDIT__PATH", self.path()), ("AUDIT__REPLICA", "gw-1")];
         settings(&[&ours, changed].concat())
     }
 

@@ -1,17 +1,18 @@
 //! Two replicas of the service behind one Envoy, which asks them in turn.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use testbed::gateway::private;
 use testbed::process::{Process, Signal};
 use testbed::tunnel::Tunnel;
 use testbed::{Authz, AuthzOptions, Envoy, EnvoyOptions, TunnelClient};
 use tokio::time::{sleep, timeout};
 
+use super::audit::AuditFile;
 use super::open_tunnels::{PATIENCE, ends, lives, settings};
 use super::{Scene, assert_denied, assert_undecided};
 
@@ -25,6 +26,11 @@ struct Pair {
 
 impl Pair {
     async fn granted() -> Self {
+        Self::granted_with([&[], &[]]).await
+    }
+
+    /// With further settings of each.
+    async fn granted_with(own: [&[(&str, &str)]; 2]) -> Self {
         let changed = [
             ("TUNNEL__DRAIN_TIMEOUT_MS", "1000"),
             // Has allows logged too.
@@ -33,14 +39,15 @@ impl Pair {
                 "info,authz_service::check=debug",
             ),
         ];
-        let mut scene = Scene::start_with(settings(&changed)).await;
+        let [first, second] = own.map(|own| settings(&[&changed, own].concat()));
+        let mut scene = Scene::start_with(first).await;
         scene.allow();
         let gateway = &mut scene.gateway;
         let second = Authz::start(&AuthzOptions {
             database_url: gateway.database.url(),
             hosts: "127.0.0.1 docstore".to_owned(),
             private: vec![private("docstore", &scene.service)],
-            ..settings(&changed)
+            ..second
         })
         .unwrap();
         let options = EnvoyOptions {
@@ -131,6 +138,50 @@ async fn it_does_not_matter_which_replica_decides_and_which_holds_the_tunnel() {
             "{decided:?} {held:?}"
         );
     }
+}
+
+#[tokio::test]
+async fn each_end_is_recorded_once_by_the_replica_that_held_the_tunnel() {
+    let files = [AuditFile::new(), AuditFile::new()];
+    let [first, second] = files.each_ref().map(|file| [("AUDIT__PATH", file.path())]);
+    let pair = Pair::granted_with([&first, &second]).await;
+    drop(pair.open(8).await);
+    let of = |event: &str| {
+        files.each_ref().map(|file| {
+            let records = file.records().into_iter();
+            let found = records.filter(|it| it["event"] == event || it["decision"] == event);
+            let entry = |it: Value| (it["decision_id"].to_string(), it);
+            found.map(entry).collect::<HashMap<_, _>>()
+        })
+    };
+    let recorded = async {
+        while of("tunnel_end").iter().map(HashMap::len).sum::<usize>() < 8 {
+            sleep(POLL).await;
+        }
+    };
+    timeout(PATIENCE, recorded).await.unwrap();
+    let (allows, ends) = (of("allow"), of("tunnel_end"));
+    assert_eq!(ends.each_ref().map(HashMap::len), [4, 4]);
+    for end in ends.iter().flat_map(HashMap::values) {
+        assert_eq!(
+            (&end["bytes_up"], &end["bytes_down"]),
+            (&json!(4), &json!(4)),
+            "{end:#}"
+        );
+        assert_eq!(end["reason"], json!(["closed_by_client"]));
+    }
+    for id in allows.iter().flat_map(HashMap::keys) {
+        assert_eq!(
+            ends.iter().filter(|ends| ends.contains_key(id)).count(),
+            1,
+            "{id}"
+        );
+    }
+    // One decided and the other held, of some at least.
+    assert!(
+        allows[0].keys().any(|id| ends[1].contains_key(id)),
+        "{allows:#?} {ends:#?}"
+    );
 }
 
 #[tokio::test]
