@@ -150,6 +150,10 @@ agents_file = $(quoted "$demo/rules/agents.yaml")
 contracts_dir = $(quoted "$demo/rules/contracts")
 policy_dir = $(quoted "$demo/rules/policy")
 
+[audit]
+path = $(quoted "$demo/logs/audit.jsonl")
+replica = "demo"
+
 [dns]
 hosts_file = $(quoted "$demo/hosts")
 

@@ -120,6 +120,7 @@ transcript() {
     verdict "$docstore, granted again" "tunnel 200, page 200" "$seen"
 
     tool_calls
+    audit
     print_table
 }
 
@@ -159,6 +160,30 @@ tool_calls() {
     verdict "todos, title missing" "422 schema_request_invalid" "$seen"
     call todos '{"tool": "todos", "payload": {"op": "create", "title": "Buy milk"}}'
     verdict "todos, as it should be" '200 {"id":1,"title":"Buy milk"}' "$seen"
+}
+
+# What was decided above, and how each tunnel ended.
+audit() {
+    local seen=bad
+    try "13. All of it was recorded before it was answered, in a chain that shows any change."
+    show "jq -r '[.event, .decision, .destination // .tool, .reason[0]] | @tsv' audit.jsonl"
+    jq -r '[.event, .decision, .destination // .tool, .reason[0]] | @tsv' logs/audit.jsonl |
+        grep -v ^started | tail -n 4 | sed 's/^/   /'
+    show "agent-gateway-registry audit verify audit.jsonl"
+    verify_audit logs/audit.jsonl && seen=verified
+    verdict "the audit, as written" verified "$seen"
+    sed '0,/"decision":"deny"/s//"decision":"allow"/' logs/audit.jsonl >run/audit.jsonl
+    show "agent-gateway-registry audit verify edited.jsonl    # a copy, in which one word was changed"
+    seen=verified
+    verify_audit run/audit.jsonl || seen=bad
+    verdict "the audit, edited" bad "$seen"
+}
+
+verify_audit() {
+    local status=0
+    "$programs/agent-gateway-registry" audit verify "$1" >run/verified 2>&1 || status=$?
+    sed 's/^/   /' run/verified
+    return "$status"
 }
 
 # An agent's key and certificate in files, as they are where there is no TPM.
