@@ -182,10 +182,12 @@ impl Audit {
         self.0.is_some()
     }
 
-    /// Whether decisions can be recorded now.
+    /// Whether decisions can be recorded now: the file can be written, and the queue isn't full.
     pub fn is_writable(&self) -> bool {
-        let broken = |log: &Arc<Log>| log.queue().state != State::Writable;
-        !self.0.as_ref().is_some_and(broken)
+        let Some(log) = &self.0 else {
+            return true;
+        };
+        log.takes(&log.queue())
     }
 
     /// Returns when the record is on disk. Nothing may be answered that is not.
@@ -270,10 +272,14 @@ impl Log {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn takes(&self, queue: &Queue) -> bool {
+        queue.state == State::Writable && queue.batch.records < self.max_waiting
+    }
+
     /// Takes the record, and returns where it will be said whether it was written.
     fn seal(&self, record: &Record<'_>) -> Result<watch::Receiver<Option<bool>>, Unwritable> {
         let mut queue = self.queue();
-        if queue.state != State::Writable || queue.batch.records >= self.max_waiting {
+        if !self.takes(&queue) {
             queue.unwritten += 1;
             drop(queue);
             self.metrics.audit_unwritten(1);

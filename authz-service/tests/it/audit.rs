@@ -257,3 +257,46 @@ async fn names_that_people_choose_disguise_nothing() {
         ]
     );
 }
+
+#[tokio::test]
+async fn what_finds_the_queue_full_is_denied_counted_and_told_of() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file_in(&folder);
+    // No more than one may wait while the one before it is being written.
+    let narrow = ("AGENT_GATEWAY__AUDIT__MAX_WAITING", "1");
+    let scene = Scene::start_with(&[(path.0, &path.1), narrow]).await;
+    scene.grant().await;
+    let client = scene.client().await;
+    let deadline = Instant::now() + PATIENCE;
+    let mut refused = 0_u32;
+    while refused == 0 {
+        assert!(Instant::now() < deadline, "the queue is never full");
+        let mut asking = tokio::task::JoinSet::new();
+        for _ in 0..64 {
+            let (mut client, request) = (client.clone(), scene.request());
+            asking.spawn(async move { client.check(request).await.unwrap().into_inner() });
+        }
+        for answer in asking.join_all().await {
+            match verdict(&answer) {
+                (200, "allowed") => {}
+                other => {
+                    assert_eq!(other, (503, "audit_unavailable"));
+                    refused += 1;
+                }
+            }
+        }
+    }
+    // There is room again, and what was refused is told of by the record before the next one.
+    assert_eq!(verdict(&scene.check().await), (200, "allowed"));
+    ready(&scene.authz, (200, "ready\n")).await;
+    let unwritten = scene
+        .authz
+        .metric("agent_gateway_audit_unwritten_total")
+        .await;
+    assert!((unwritten.unwrap() - f64::from(refused)).abs() < f64::EPSILON);
+    let records = records(folder.path());
+    let told = records
+        .iter()
+        .filter_map(|record| record["unwritten"].as_u64());
+    assert_eq!(told.sum::<u64>(), u64::from(refused));
+}
