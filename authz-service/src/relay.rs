@@ -279,16 +279,16 @@ impl Relay {
         if http.method != "POST" {
             return Err(Reason::MethodNotAllowed.into());
         }
+        let leaf = attributes.source.as_ref();
+        let leaf = certificates.read(leaf.map_or("", |source| source.certificate.as_str()))?;
+        asked.identity = Some(leaf.identity.clone());
+        asked.spki = Some(leaf.spki.clone());
         // Envoy asks with the first 2 MiB of some bodies that have more.
         let body = Bytes::from(std::mem::take(&mut http.raw_body));
         let partial = header(&http, "x-envoy-auth-partial-body") == Some("true");
         if partial || body.len() > MAX_BODY {
             return Err(Reason::BodyTooLarge.into());
         }
-        let leaf = attributes.source.as_ref();
-        let leaf = certificates.read(leaf.map_or("", |source| source.certificate.as_str()))?;
-        asked.identity = Some(leaf.identity.clone());
-        asked.spki = Some(leaf.spki.clone());
 
         // What can't be read as an envelope is for this one.
         asked.tool = Some(tools::bare_body_tool());

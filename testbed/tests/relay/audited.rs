@@ -4,33 +4,35 @@ use std::fs;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testbed::ClientCertificate;
 use testbed::caller::{Sent, Version};
 use testbed::gateway::AGENT;
+use testbed::tool::Conduct;
 use testbed::tunnel::Answer;
+use testbed::{ClientCertificate, ToolServer};
 
-use crate::scene::{Headers, Scene, Unlike, envelope};
+use crate::scene::{Headers, Scene, Unlike, assert_denied, assert_failed, envelope, tool};
 
 /// What is planted where no record may show it.
 const PLANTED: &str = "planted-secret";
 const FILE: &str = "audit.jsonl";
 
-struct Audited {
-    scene: Scene,
+pub(crate) struct Audited {
+    pub(crate) scene: Scene,
     /// Where the records are; gone when this is dropped.
     folder: TempDir,
 }
 
 impl Audited {
-    async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
+        Self::start_unlike(Unlike::default()).await
+    }
+
+    async fn start_unlike(mut unlike: Unlike) -> Self {
         let folder = testbed::scratch::folder("audit").unwrap();
         let path = folder.path().join(FILE).to_str().unwrap().to_owned();
-        let scene = Scene::start_unlike(Unlike {
-            // The name that the existing gateway has for it.
-            environment: vec![("AUDIT_PATH", path)],
-            ..Unlike::default()
-        });
-        let scene = scene.await;
+        // The name that the existing gateway has for it.
+        unlike.environment.push(("AUDIT_PATH", path));
+        let scene = Scene::start_unlike(unlike).await;
         Self { scene, folder }
     }
 
@@ -42,7 +44,12 @@ impl Audited {
     }
 
     /// Sends a call with exactly these headers of a proof, and a secret beside them.
-    async fn call(&self, proof: Option<&Headers>, body: &[u8], more: &[(&str, &str)]) -> Answer {
+    pub(crate) async fn call(
+        &self,
+        proof: Option<&Headers>,
+        body: &[u8],
+        more: &[(&str, &str)],
+    ) -> Answer {
         let mut headers = proof.map_or_else(Vec::new, |proof| proof.with(&[]));
         headers.extend([("authorization", PLANTED), ("cookie", PLANTED)]);
         headers.extend(more);
@@ -58,8 +65,23 @@ impl Audited {
 
     /// The record of the decision that an answer names says this.
     #[track_caller]
-    fn assert_recorded(&self, answer: &Answer, tool: Option<&str>, reason: &[&str]) {
-        let id = answer.header("x-agent-gateway-decision-id").unwrap();
+    pub(crate) fn assert_recorded(&self, answer: &Answer, tool: Option<&str>, reason: &[&str]) {
+        self.assert_recorded_as(answer, answer.status.as_u16(), tool, reason);
+    }
+
+    /// As [`Audited::assert_recorded`], with another status than what the agent saw in the end.
+    #[track_caller]
+    fn assert_recorded_as(
+        &self,
+        answer: &Answer,
+        status: u16,
+        tool: Option<&str>,
+        reason: &[&str],
+    ) {
+        let body = answer.json().unwrap_or_default();
+        let id = (answer.header("x-agent-gateway-decision-id"))
+            .or(body["decision_id"].as_str())
+            .unwrap();
         let records = self.records();
         let mut found = records.iter().filter(|record| record["decision_id"] == id);
         let record = found
@@ -71,7 +93,7 @@ impl Audited {
             "caller": AGENT,
             "tool": tool,
             "decision": if allowed { "allow" } else { "deny" },
-            "status": answer.status.as_u16(),
+            "status": status,
             "reason": reason,
         });
         for (field, value) in expected.as_object().unwrap() {
@@ -170,4 +192,118 @@ async fn each_outcome_is_recorded_with_its_codes() {
     let (proof, body) = proven("echo", "{}");
     let answer = audited.call(Some(&proof), body.as_bytes(), &[]).await;
     audited.assert_recorded(&answer, Some("echo"), &["egress_denied"]);
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_large_is_recorded_where_the_service_is_asked() {
+    let audited = Audited::start().await;
+    let body = vec![b' '; 2 * 1024 * 1024 + 1];
+    let answer = audited.call(None, &body, &[]).await;
+    assert_denied(&answer, 413, "body_too_large");
+    audited.assert_recorded(&answer, None, &["body_too_large"]);
+    // Envoy refuses more than that by itself, and says so in its own log.
+    let recorded = audited.records().len();
+    let answer = audited
+        .call(None, &[body, vec![0; 17 * 1024]].concat(), &[])
+        .await;
+    assert_failed(&answer, 413, "body_too_large");
+    assert_eq!(audited.records().len(), recorded);
+    let logged = audited.scene.gateway.envoy.logged(|line| {
+        line["status"] == 413 && line["decision_id"] == Value::Null && line["method"] == "POST"
+    });
+    assert_eq!(
+        logged.await.unwrap()["details"],
+        "request_payload_too_large"
+    );
+}
+
+#[tokio::test]
+async fn a_policy_server_that_gives_no_answer_is_recorded() {
+    let json = vec![("content-type", "application/json")];
+    let says = |text: &str| Conduct::Says(200, json.clone(), text.as_bytes().to_vec());
+    let opa = ToolServer::start([127, 0, 0, 1], says("garbage"))
+        .await
+        .unwrap();
+    let audited = Audited::start_unlike(Unlike {
+        environment: vec![(
+            "OPA_URL",
+            format!("http://{}/v1/data/mcp/authz", opa.addr()),
+        )],
+        without_rego: true,
+        ..Unlike::default()
+    });
+    let audited = audited.await;
+    let call = async || {
+        let proof = audited.scene.proof("echo", b"{}");
+        audited.call(Some(&proof), b"{}", &[]).await
+    };
+    let recorded = |answer: &Answer, code: &str| {
+        assert_denied(answer, 403, code);
+        audited.assert_recorded(answer, Some("echo"), &["policy", code]);
+    };
+    recorded(&call().await, "opa_bad_response");
+    opa.conduct(Conduct::Silent);
+    recorded(&call().await, "opa_unreachable");
+    opa.conduct(says(r#"{"result":{"allow":false,"reason":["not this"]}}"#));
+    let answer = call().await;
+    audited.assert_recorded(&answer, Some("echo"), &["policy"]);
+    drop(opa);
+    recorded(&call().await, "opa_unreachable");
+    assert!(audited.scene.echo.seen().is_empty());
+}
+
+#[tokio::test]
+async fn what_became_of_an_allowed_call_is_in_envoys_log_under_the_same_decision() {
+    let audited = Audited::start().await;
+    let scene = &audited.scene;
+    let call = async || {
+        let body = envelope("todos", &json!({"op": "create", "title": "x"}));
+        let proof = scene.proof("todos", body.as_bytes());
+        audited.call(Some(&proof), body.as_bytes(), &[]).await
+    };
+    let too_much = Conduct::Says(200, Vec::new(), vec![b'a'; 3 * 1024 * 1024]);
+    for (conduct, status, reason) in [
+        (Conduct::Silent, 504, "tool_timeout"),
+        (too_much, 502, "tool_answer_too_large"),
+    ] {
+        scene.todos.conduct(conduct);
+        let answer = call().await;
+        assert_failed(&answer, status, reason);
+        // The decision was to allow it.
+        audited.assert_recorded_as(&answer, 200, Some("todos"), &["allowed"]);
+        let id = answer.json().unwrap()["decision_id"].clone();
+        let logged = scene.gateway.envoy.logged(|line| line["decision_id"] == id);
+        let logged = logged.await.unwrap();
+        assert_eq!(
+            (&logged["status"], &logged["tool"]),
+            (&json!(status), &json!("todos"))
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_leads_nowhere_or_to_a_forbidden_address_is_recorded() {
+    let url = "http://named.test:8080/";
+    let audited = Audited::start_unlike(Unlike {
+        tools: vec![(tool("named", url, ""), url.to_owned())],
+        ..Unlike::default()
+    });
+    let audited = audited.await;
+    let scene = &audited.scene;
+    scene.grant("named.test:8080");
+    scene.settle().await;
+    scene.policy_for_all().await;
+    for (addresses, status, reason) in [
+        (vec![], 502, "destination_unresolvable"),
+        (vec!["10.0.0.1"], 403, "destination_address_forbidden"),
+    ] {
+        let addresses = addresses.iter().map(|address| address.parse().unwrap());
+        let addresses = testbed::dns::Answer::Addresses(addresses.collect());
+        scene.gateway.dns.answer("named.test", addresses);
+        let body = envelope("named", &json!(1));
+        let proof = scene.proof("named", body.as_bytes());
+        let answer = audited.call(Some(&proof), body.as_bytes(), &[]).await;
+        assert_denied(&answer, status, reason);
+        audited.assert_recorded(&answer, Some("named"), &[reason]);
+    }
 }

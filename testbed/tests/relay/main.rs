@@ -16,5 +16,7 @@ mod entry;
 mod opa;
 mod permissions;
 mod places;
+mod proofs;
 mod reloading;
+mod replays;
 mod scene;

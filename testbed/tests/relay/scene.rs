@@ -15,12 +15,22 @@ use testbed::gateway::AGENT;
 use testbed::process::PATIENCE;
 use testbed::tool::Conduct;
 use testbed::tunnel::Answer;
-use testbed::{AuthzOptions, Caller, ClientCertificate, Gateway, ToolServer};
+use testbed::{
+    Authz, AuthzOptions, Caller, ClientCertificate, Envoy, EnvoyOptions, Gateway, ToolServer,
+};
 
 /// The headers of one call's proof.
 pub(crate) struct Headers(Vec<(&'static str, String)>);
 
 impl Headers {
+    /// These values, whatever they are.
+    pub(crate) fn of(manifest: &str, signature: &str) -> Self {
+        Self(vec![
+            ("x-poca-manifest", manifest.to_owned()),
+            ("x-poca-signature", signature.to_owned()),
+        ])
+    }
+
     /// With these too.
     pub(crate) fn with<'a>(&'a self, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
         let ours = self.0.iter().map(|(name, value)| (*name, value.as_str()));
@@ -65,10 +75,7 @@ pub(crate) fn key() -> SecretKey {
 /// The headers of a manifest that `key` signs.
 pub(crate) fn signed(key: &SecretKey, manifest: &Manifest) -> Headers {
     let signed = poca::sign(key, manifest).unwrap();
-    Headers(vec![
-        ("x-poca-manifest", signed.manifest),
-        ("x-poca-signature", signed.signature),
-    ])
+    Headers::of(&signed.manifest, &signed.signature)
 }
 
 /// Everything that a call needs. `echo` and `todos` are names in the gateway's hosts file.
@@ -78,6 +85,7 @@ pub(crate) struct Scene {
     pub(crate) echo: ToolServer,
     pub(crate) todos: ToolServer,
     pub(crate) files: Files,
+    options: AuthzOptions,
 }
 
 /// What the operator keeps.
@@ -160,6 +168,8 @@ pub(crate) struct Unlike {
     pub(crate) without_rego: bool,
     /// Lines of the hosts file.
     pub(crate) hosts: String,
+    /// Used nonces are remembered in the registry's database, not in the service's memory.
+    pub(crate) nonces_in_postgres: bool,
 }
 
 impl Scene {
@@ -198,12 +208,17 @@ impl Scene {
         }
         let more = unlike.environment.into_iter();
         environment.extend(more.map(|(key, value)| (key.to_owned(), value)));
-        let gateway = Gateway::start_with(AuthzOptions {
+        let database = testbed::database().await.unwrap();
+        if unlike.nonces_in_postgres {
+            let name = "AGENT_GATEWAY__RELAY__NONCE_DATABASE_URL".to_owned();
+            environment.push((name, database.url()));
+        }
+        let options = AuthzOptions {
             hosts: format!("127.0.0.1 echo todos\n{}", unlike.hosts),
             environment,
             ..AuthzOptions::default()
-        });
-        let gateway = gateway.await.unwrap();
+        };
+        let gateway = Gateway::start_on(database, options.clone()).await.unwrap();
         let agent = ClientCertificate::for_identity(AGENT).unwrap();
         let scene = Self {
             gateway,
@@ -211,11 +226,28 @@ impl Scene {
             echo,
             todos,
             files,
+            options,
         };
         scene.grant(&scene.destination("echo"));
         scene.grant(&scene.destination("todos"));
         scene.settle().await;
         scene
+    }
+
+    /// A second replica of the service, and an Envoy that asks it alone.
+    pub(crate) async fn replica(&self) -> (Authz, Envoy) {
+        let Gateway {
+            pki, database, dns, ..
+        } = &self.gateway;
+        let authz = Authz::start(&AuthzOptions {
+            database_url: database.url(),
+            nameservers: vec![dns.addr()],
+            ..self.options.clone()
+        });
+        let authz = authz.unwrap();
+        authz.settle().await;
+        let envoy = Envoy::start(EnvoyOptions::new(authz.grpc_addr(), pki)).await;
+        (authz, envoy.unwrap())
     }
 
     /// `echo:port` or `todos:port`.

@@ -1,0 +1,115 @@
+//! One proof, one call: however many come at once, to whichever replica, and after a restart.
+
+use testbed::caller::{Sent, Version};
+use testbed::tunnel::Answer;
+use testbed::{Caller, Envoy};
+use tokio::task::JoinSet;
+
+use crate::scene::{Headers, Scene, Unlike, assert_denied};
+
+const AT_ONCE: usize = 64;
+
+async fn start() -> Scene {
+    // Many at once on a busy machine take longer than its users would wait.
+    let patient = [
+        "AGENT_GATEWAY__POLICY__QUERY_TIMEOUT_MS",
+        "AGENT_GATEWAY__POLICY__POOL_ACQUIRE_TIMEOUT_MS",
+    ]
+    .map(|name| (name, "4000".to_owned()));
+    Scene::start_unlike(Unlike {
+        environment: patient.into(),
+        nonces_in_postgres: true,
+        ..Unlike::default()
+    })
+    .await
+}
+
+async fn connect(scene: &Scene, envoy: &Envoy) -> Caller {
+    let pki = &scene.gateway.pki;
+    Caller::connect(envoy.addr(), pki, &scene.agent, Version::Http2)
+        .await
+        .unwrap()
+}
+
+async fn call(scene: &Scene, envoy: &Envoy, proof: &Headers) -> Answer {
+    let mut caller = connect(scene, envoy).await;
+    let sent = Sent::whole("{}");
+    caller.call(&proof.with_json(), sent).await.unwrap()
+}
+
+/// The same call on many connections at once, of each Envoy in turn: one passes, and no more.
+async fn assert_one_passes(scene: &Scene, envoys: &[&Envoy]) {
+    let before = scene.echo.seen().len();
+    let proof = scene.proof("echo", b"{}");
+    let mut callers = Vec::new();
+    for envoy in envoys.iter().cycle().take(AT_ONCE) {
+        callers.push(connect(scene, envoy).await);
+    }
+    let mut calls = JoinSet::new();
+    for mut caller in callers {
+        let headers = proof.with_json();
+        let owned = |(name, value): (&str, &str)| (name.to_owned(), value.to_owned());
+        let headers: Vec<_> = headers.into_iter().map(owned).collect();
+        calls.spawn(async move {
+            let headers: Vec<_> = headers
+                .iter()
+                .map(|(name, value)| (name.as_str(), value.as_str()))
+                .collect();
+            caller.call(&headers, Sent::whole("{}")).await.unwrap()
+        });
+    }
+    let answers = calls.join_all().await;
+    let (passed, refused): (Vec<_>, Vec<_>) =
+        answers.iter().partition(|answer| answer.status == 200);
+    assert_eq!((passed.len(), refused.len()), (1, AT_ONCE - 1));
+    for answer in refused {
+        assert_denied(answer, 403, "poca_replay");
+    }
+    assert_eq!(scene.echo.seen().len(), before + 1);
+}
+
+#[tokio::test]
+async fn of_many_calls_at_once_with_one_nonce_exactly_one_passes() {
+    let scene = Scene::start().await;
+    assert_one_passes(&scene, &[&scene.gateway.envoy]).await;
+}
+
+#[tokio::test]
+async fn another_replica_and_one_that_was_restarted_refuse_a_replay() {
+    let mut scene = start().await;
+    let (_second, envoy) = scene.replica().await;
+    assert_one_passes(&scene, &[&scene.gateway.envoy, &envoy]).await;
+
+    let [to_first, to_second] = [(); 2].map(|()| scene.proof("echo", b"{}"));
+    let first = &scene.gateway.envoy;
+    assert_eq!(call(&scene, first, &to_first).await.status, 200);
+    assert_eq!(call(&scene, &envoy, &to_second).await.status, 200);
+    let refused = |answer: &Answer| assert_denied(answer, 403, "poca_replay");
+    refused(&call(&scene, &envoy, &to_first).await);
+    refused(&call(&scene, first, &to_second).await);
+
+    assert!(scene.gateway.authz.stop().unwrap().success());
+    scene.gateway.authz.start_again().unwrap();
+    scene.settle().await;
+    let first = &scene.gateway.envoy;
+    // Envoy knows again that it is there.
+    scene.gateway.authz.ready().await.unwrap();
+    let fresh = scene.proof("echo", b"{}");
+    assert_eq!(call(&scene, first, &fresh).await.status, 200);
+    refused(&call(&scene, first, &to_first).await);
+    refused(&call(&scene, &envoy, &to_first).await);
+    assert_eq!(scene.echo.seen().len(), 4);
+}
+
+#[tokio::test]
+async fn without_its_table_of_nonces_nothing_is_called() {
+    let scene = start().await;
+    assert_eq!(scene.post("{}").await.status, 200);
+    let gone = "ALTER TABLE relay_nonces RENAME TO gone";
+    scene.gateway.database.execute(gone).unwrap();
+    assert_denied(&scene.post("{}").await, 503, "poca_nonces_unavailable");
+    assert_eq!(scene.echo.seen().len(), 1);
+    let back = "ALTER TABLE gone RENAME TO relay_nonces";
+    scene.gateway.database.execute(back).unwrap();
+    assert_eq!(scene.post("{}").await.status, 200);
+}
