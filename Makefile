@@ -1,17 +1,19 @@
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-down test lint bench clean
+.PHONY: help setup demo demo-down test compose-test lint bench clean
 
 # rustup's folder may not be in PATH yet on a fresh machine.
 export PATH := $(PATH):$(or $(CARGO_HOME),$(HOME)/.cargo)/bin
 
 scripts := .ci/run demo/demo.sh demo/stack.sh demo/transcript.sh demo/processes.sh \
 	demo/demo-agent.sh demo/scripted-agent.sh demo/try-agents.sh demo/generate-server-certs.sh \
-	testbed/setup testbed/postgres-cluster testbed/ports.sh testbed/run-tests permission/testdata/make \
+	demo/compose/setup demo/compose/migrate demo/compose/enrol demo/compose/registry demo/compose/authz \
+	demo/compose/sidecar demo/compose/ready demo/compose/tpm demo/compose/test .ci/docker/start-engine \
+	.ci/docker/build-base-images testbed/setup testbed/postgres-cluster testbed/ports.sh testbed/run-tests permission/testdata/make \
 	poca/testdata/make
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r target what; do \
-		printf '  make %-10s %s\n' "$$target" "$$what"; done
+		printf '  make %-12s %s\n' "$$target" "$$what"; done
 
 setup:  ## install what is missing: apt packages, and Envoy in .tools/
 	@testbed/setup
@@ -24,6 +26,9 @@ demo-down:  ## stop the demo and remove what it made
 
 test: setup  ## build, and run all tests against real Postgres, Envoy and (simulated) TPMs
 	@testbed/run-tests
+
+compose-test:  ## build the images, run compose.yaml, break it, remove it again
+	@demo/compose/test
 
 lint: setup  ## formatting, clippy, the lock file, and the scripts
 	cargo metadata --locked --format-version 1 >/dev/null

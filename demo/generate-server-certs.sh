@@ -24,7 +24,7 @@ request() {
     rm -f openssl.log
 }
 
-# certificates CA CA_NAME LEAF LEAF_NAME ALTERNATIVE_NAMES
+# certificates CA CA_NAME LEAF LEAF_NAME ALTERNATIVE_NAMES [USAGE]
 certificates() {
     request -subj "/CN=$2" -keyout ca-key.tmp -out "$1.pem" \
         -addext basicConstraints=critical,CA:TRUE,pathlen:0 \
@@ -33,7 +33,7 @@ certificates() {
     request -subj "/CN=$4" -keyout "$3-key.pem" -out "$3.pem" -CA "$1.pem" -CAkey ca-key.tmp \
         -addext basicConstraints=critical,CA:FALSE \
         -addext keyUsage=critical,digitalSignature \
-        -addext extendedKeyUsage=serverAuth \
+        -addext "extendedKeyUsage=${6:-serverAuth}" \
         -addext authorityKeyIdentifier=keyid \
         -addext "subjectAltName=$5"
     rm -f ca-key.tmp
@@ -43,6 +43,10 @@ certificates server-ca "agent-gateway demo CA" server gateway \
     DNS:gateway,DNS:localhost,IP:127.0.0.1,IP:::1
 certificates mock-ca "mock services CA" mock-services mock-services \
     DNS:docstore,DNS:messaging,DNS:localhost
+
+# With which Envoy and the service tell each other who they are, where they are on machines of their own.
+certificates authz-ca "authorization CA" authz authz DNS:authz
+certificates envoy-ca "Envoy's CA" envoy envoy DNS:envoy clientAuth
 
 # Whom Envoy trusts for tools behind TLS. The demo's own speak plain HTTP.
 cp mock-ca.pem tools-ca.pem
