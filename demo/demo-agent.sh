@@ -66,10 +66,13 @@ enter_existing() {
     cd -- "$agent"
 }
 
-# The principal's own tool. The agent gets to see neither the registry's URL nor the PIN.
+# The principal's own tool, which judges by the same roots of trust as the service. The agent gets to
+# see neither the registry's URL nor the PIN.
 registry() {
     AGENT_GATEWAY_DATABASE_URL=${AGENT_GATEWAY_DATABASE_URL:-$(<"$demo/secrets/admin.url")} \
         AGENT_GATEWAY_TPM_USER_PIN=${AGENT_GATEWAY_TPM_USER_PIN:-$(<"$demo/secrets/principal.pin")} \
+        AGENT_GATEWAY_TRUST_ROOTS=${AGENT_GATEWAY_TRUST_ROOTS:-$trust_root} \
+        AGENT_GATEWAY_REGISTRY_ID=${AGENT_GATEWAY_REGISTRY_ID:-$registry_id} \
         AGENT_GATEWAY_TCTI=$principal_tcti "$programs/agent-gateway-registry" "$@"
 }
 

@@ -276,7 +276,8 @@ grant() {
 # For demo-agent.sh.
 write_settings() {
     local services="docstore messaging" variable
-    for variable in programs gateway_port principal_tcti services service_port; do
+    for variable in programs gateway_port principal_tcti services service_port trust_root \
+        registry_id; do
         printf '%s=%q\n' "$variable" "${!variable}"
     done >settings
 }
