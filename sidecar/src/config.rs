@@ -315,6 +315,43 @@ mod tests {
     }
 
     #[test]
+    fn the_document_tells_every_setting_with_its_variable_and_default() {
+        const DOCUMENT: &str = include_str!("../../docs/configuration.md");
+        let (_, table) = DOCUMENT.split_once("\n## The sidecar\n").unwrap();
+        let mut told: Vec<[String; 3]> = table
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .map(|row| {
+                let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+                let [_, key, _, default, variable, _, _] = cells[..] else {
+                    panic!("not five columns: {row}");
+                };
+                [key, default, variable].map(|cell| cell.trim_matches('`').to_owned())
+            })
+            .collect();
+        let mut settings: Vec<[String; 3]> = Cli::command()
+            .get_subcommands()
+            .flat_map(clap::Command::get_arguments)
+            .filter_map(|option| {
+                let variable = option.get_env()?.to_str().unwrap().to_owned();
+                let default = match option.get_default_values() {
+                    [] if option.get_action().takes_values() => "none",
+                    [] => "false",
+                    [default] => default.to_str().unwrap(),
+                    several => panic!("{several:?}"),
+                };
+                let key = option.get_long().unwrap().replace('-', "_");
+                Some([key, default.to_owned(), variable])
+            })
+            .collect();
+        for settings in [&mut told, &mut settings] {
+            settings.sort();
+        }
+        settings.dedup();
+        assert_eq!(told, settings);
+    }
+
+    #[test]
     fn options_win_over_the_file_and_the_file_over_defaults() {
         let args = run(EXAMPLE, &["run"]);
         assert_eq!(args.gateways.len(), 1);

@@ -1,5 +1,7 @@
 //! Each test has its own folder and environment, by figment's Jail.
 
+mod documented;
+
 use std::collections::BTreeSet;
 
 use figment::Jail;
