@@ -245,6 +245,16 @@ claude_is_there() {
     [ -n "${ANTHROPIC_API_KEY:-}" ] || timeout 10 claude auth status >/dev/null 2>&1 </dev/null
 }
 
+# A row may be active and yet count for nothing: its key not signed by the root, say.
+may_reach() {
+    local of=(--identity "$identity" --spki "$agent/client/spki.hex") dest
+    registry list permissions "${of[@]}" --state active --json |
+        jq -r '[.[].destination] | unique | .[]' |
+        while read -r dest; do
+            ! registry can-i "${of[@]}" --destination "$dest" >/dev/null || echo "$dest"
+        done | paste -s -d ' '
+}
+
 list() {
     find_demo
     local settings name state
@@ -258,9 +268,7 @@ list() {
             . "$settings"
             state=stopped
             ! running "$agent/run/sidecar.pid" || state=running
-            printf '%s\t%q\t%s\t%s\n' "$name" "$identity" "$state" "$(registry list permissions \
-                --identity "$identity" --spki "$agent/client/spki.hex" --state active --json |
-                jq -r '[.[].destination] | unique | join(" ")')"
+            printf '%s\t%q\t%s\t%s\n' "$name" "$identity" "$state" "$(may_reach)"
         done
     } | column -t -s $'\t'
 }
