@@ -18,7 +18,9 @@ use futures::{Stream, StreamExt as _};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use permission::{Decision, Destination, Identity, Leaf, Reason, Request, Spki, decide, judge};
+use permission::{
+    Decision, Destination, Identity, IdentitySource, Leaf, Reason, Request, Spki, decide, judge,
+};
 use proto::admin::v1::debug_server::Debug as DebugService;
 use proto::admin::v1::{Candidate, ExplainRequest, ExplainResponse};
 use tokio::sync::Mutex;
@@ -200,7 +202,8 @@ impl DebugService for Explainer {
         request: tonic::Request<ExplainRequest>,
     ) -> Result<tonic::Response<ExplainResponse>, Status> {
         let asked = request.into_inner();
-        let caller = caller(&asked, &self.point.oid)?;
+        let source = IdentitySource::Extension(self.point.oid.clone());
+        let caller = caller(&asked, &source)?;
         let destination = asked.destination.parse::<Destination>();
         let mut answer = ExplainResponse {
             decided_at: now().to_string(),
@@ -242,13 +245,13 @@ impl DebugService for Explainer {
 /// Who is asked about: by certificate, or by identity and key.
 fn caller(
     asked: &ExplainRequest,
-    oid: &permission::ExtensionOid,
+    source: &IdentitySource,
 ) -> Result<Result<(Identity, Spki), Reason>, Status> {
     let by_certificate = !asked.certificate_pem.is_empty();
     let by_parts = !asked.identity.is_empty() && !asked.spki_hex.is_empty();
     let any_part = !asked.identity.is_empty() || !asked.spki_hex.is_empty();
     match (by_certificate, any_part, by_parts) {
-        (true, false, _) => Ok(Leaf::from_pem(asked.certificate_pem.as_bytes(), oid)
+        (true, false, _) => Ok(Leaf::from_pem(asked.certificate_pem.as_bytes(), source)
             .map(|leaf| (leaf.identity, leaf.spki))
             .map_err(Reason::from)),
         (false, _, true) => {

@@ -3,6 +3,7 @@
 pub(crate) mod answer;
 mod asked;
 mod certificates;
+pub mod profiles;
 
 use std::str::EscapeDebug;
 use std::sync::Arc;
@@ -29,13 +30,14 @@ use crate::telemetry;
 pub(crate) use answer::{Telling, proxy_status};
 use asked::Asked;
 pub(crate) use certificates::Certificates;
+use profiles::Profiles;
 
 /// Answers Checks.
 #[derive(Debug, Clone)]
 pub struct Checks {
     point: Arc<DecisionPoint>,
     relay: Option<Arc<Relay>>,
-    certificates: Certificates,
+    profiles: Profiles,
     audit: Audit,
     metrics: Metrics,
     timeout: Duration,
@@ -43,29 +45,37 @@ pub struct Checks {
     places: Arc<Semaphore>,
 }
 
+/// How Checks are answered.
+#[derive(Debug)]
+pub struct Options {
+    /// How they are read.
+    pub profiles: Profiles,
+    /// Clips a Check as a whole.
+    pub timeout: Duration,
+    /// Most that are in progress at a time, over all connections.
+    pub most: usize,
+    /// Whether each Check gets a span: making one takes longer than deciding.
+    pub traced: bool,
+}
+
 impl Checks {
-    /// `timeout` clips a Check as a whole; at most `most` are in progress at a time, over all
-    /// connections. Only if `traced` does each Check get a span: making one takes longer than
-    /// deciding.
+    /// Without a `relay`, tool calls are denied.
     pub fn new(
         point: Arc<DecisionPoint>,
         relay: Option<Arc<Relay>>,
         audit: Audit,
         metrics: Metrics,
-        timeout: Duration,
-        most: usize,
-        traced: bool,
+        options: Options,
     ) -> Self {
-        let places = Arc::new(Semaphore::new(most));
-        let certificates = Certificates::new(point.oid.clone());
+        let places = Arc::new(Semaphore::new(options.most));
         Self {
             point,
             relay,
-            certificates,
+            profiles: options.profiles,
             audit,
             metrics,
-            timeout,
-            traced,
+            timeout: options.timeout,
+            traced: options.traced,
             places,
         }
     }
@@ -103,7 +113,11 @@ impl Checks {
             trace: &trace_id.unwrap_or_else(|| id.simple().to_string()),
         };
         match &self.relay {
-            Some(relay) => relay.check(attributes, &self.certificates, &question).await,
+            Some(relay) => {
+                relay
+                    .check(attributes, self.profiles.tunnel(), &question)
+                    .await
+            }
             None => relay::switched_off(&self.audit, &question).await,
         }
     }
@@ -115,8 +129,11 @@ impl Checks {
         now: Timestamp,
         deadline: Instant,
     ) -> Result<Leave, Denial> {
-        let request = asked::read(attributes, &self.certificates, asked)?;
-        self.point.decide(&request, now, deadline).await
+        let profile = self.profiles.of(attributes).ok_or(Reason::ProfileUnknown)?;
+        let request = asked::read(attributes, profile, asked)?;
+        self.point
+            .decide(&request, now, deadline, profile.resolve)
+            .await
     }
 
     /// Has the decision recorded; what can't be is no decision.
@@ -175,7 +192,7 @@ impl<'a> About<'a> {
             spki: asked.spki.as_ref(),
             permission_id: leave.map(|leave| leave.permission_id.as_str()),
             signing_key_id: leave.map(|leave| leave.signing_key_id.as_str()),
-            dialled: leave.map(|leave| leave.target.address),
+            dialled: leave.and_then(|leave| Some(leave.target.as_ref()?.address)),
             reason,
             ..Record::new(self.decided_at, event)
         }
@@ -265,7 +282,7 @@ fn log(decided: &Result<Leave, Denial>, asked: &Asked, id: &str, request_id: &st
             destination,
             permission.id = readable(leave.permission_id.as_str()),
             signing_key.id = readable(leave.signing_key_id.as_str()),
-            dial = %leave.target.address,
+            dial = leave.target.as_ref().map(|target| field::display(target.address)),
             ends_at = %leave.ends_at,
             "allowed"
         ),

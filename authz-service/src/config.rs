@@ -8,6 +8,7 @@ mod error;
 mod relay;
 mod trust;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -23,6 +24,8 @@ use serde::{Deserialize, Deserializer, de};
 use crate::addresses::PrivateRule;
 use crate::audit::AuditOptions;
 use crate::cache::CacheOptions;
+use crate::check;
+use crate::check::profiles::{ProfileOptions, Profiles, Requests, TUNNEL};
 use crate::connections::{SocketMode, TlsFiles};
 use crate::follow::FollowOptions;
 use crate::relay::rules::Sources;
@@ -51,6 +54,8 @@ pub struct Config {
     pub policy: Policy,
     /// `[cache]`
     pub cache: Cache,
+    /// `[profiles.NAME]`: how Checks are read whose route names it.
+    pub profiles: BTreeMap<String, ProfileOptions>,
     /// `[tunnel]`
     pub tunnel: Tunnel,
     /// `[audit]`
@@ -120,6 +125,8 @@ pub struct Policy {
     /// The certificate extension that holds an agent's identity, in dotted notation.
     #[serde(deserialize_with = "from_text")]
     pub client_ext_oid: ExtensionOid,
+    /// The profile of Checks whose route names none.
+    pub profile: String,
     /// Postgres URL of the registry. Prefer `database_url_env`.
     pub database_url: Option<Secret>,
     /// Name of the environment variable that holds the Postgres URL.
@@ -289,6 +296,7 @@ impl Config {
     /// Refuses what is well-formed and yet unsafe.
     fn check(&self) -> Result<(), ConfigError> {
         self.check_listeners()?;
+        self.check_profiles()?;
         if self
             .audit
             .path
@@ -439,6 +447,36 @@ impl Config {
     /// Where the rules for tool calls are; `None` where there are to be no calls.
     pub fn relay_sources(&self) -> Option<Sources> {
         self.relay.sources(&self.policy, self.own_listeners())
+    }
+
+    fn check_profiles(&self) -> Result<(), ConfigError> {
+        if self.profiles.contains_key(TUNNEL) {
+            return Err(ConfigError::TunnelIsBuiltIn);
+        }
+        let default = &self.policy.profile;
+        if default != TUNNEL && !self.profiles.contains_key(default) {
+            return Err(ConfigError::NoSuchProfile(default.clone()));
+        }
+        for (name, profile) in &self.profiles {
+            if profile.requests == Requests::Connect && !profile.resolve {
+                return Err(ConfigError::TunnelNotResolved(name.clone()));
+            }
+            if profile.ports.is_empty() || profile.ports.contains(&0) {
+                return Err(ConfigError::NoPorts(name.clone()));
+            }
+        }
+        Ok(())
+    }
+
+    /// How Checks are answered.
+    pub fn check_options(&self) -> check::Options {
+        let policy = &self.policy;
+        check::Options {
+            profiles: Profiles::new(&self.profiles, &policy.profile, &policy.client_ext_oid),
+            timeout: Duration::from_millis(self.server.check_timeout_ms),
+            most: self.server.max_concurrent_checks,
+            traced: self.observability.otlp_endpoint.is_some(),
+        }
     }
 
     /// The registry as the service reads it.

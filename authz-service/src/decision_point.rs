@@ -28,7 +28,7 @@ pub struct DecisionPoint {
     pub oid: ExtensionOid,
 }
 
-/// Leave to open one tunnel to one address, or to call one tool there.
+/// Leave to open one tunnel to one address, or to send one request on.
 #[derive(Debug, Clone)]
 pub struct Leave {
     /// The permission's id.
@@ -37,8 +37,8 @@ pub struct Leave {
     pub signing_key_id: Id,
     /// When the tunnel must end.
     pub ends_at: Timestamp,
-    /// What Envoy must dial.
-    pub target: Target,
+    /// What Envoy must dial; none where it isn't resolved here.
+    pub target: Option<Target>,
 }
 
 /// No leave.
@@ -73,21 +73,26 @@ pub struct Grounds {
 }
 
 impl DecisionPoint {
-    /// Decides, by `deadline`; what can't be decided by then is denied.
+    /// Decides, by `deadline`, and resolves the destination if `resolve` says so; what can't be
+    /// decided by then is denied.
     pub async fn decide(
         &self,
         request: &Request,
         now: Timestamp,
         deadline: Instant,
+        resolve: bool,
     ) -> Result<Leave, Denial> {
         // Resolving takes time, in which what was decided on may have changed: then once more.
         for _ in 0..TRIES {
             let grounds = self.grounds(request, now, deadline).await?;
             // Only a destination that is allowed is looked up: nobody else may make us send DNS
             // queries.
-            let target = self
-                .target(&request.destination, &self.addresses, deadline)
-                .await?;
+            let target = if resolve {
+                let resolving = self.target(&request.destination, &self.addresses, deadline);
+                Some(resolving.await?)
+            } else {
+                None
+            };
             if self.still_hold(&grounds) {
                 return Ok(grounds.leave(target));
             }
@@ -151,7 +156,7 @@ impl DecisionPoint {
 
 impl Grounds {
     /// Leave to go to `target` on these grounds.
-    pub fn leave(self, target: Target) -> Leave {
+    fn leave(self, target: Option<Target>) -> Leave {
         Leave {
             permission_id: self.permission_id,
             signing_key_id: self.signing_key_id,

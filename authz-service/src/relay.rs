@@ -38,8 +38,9 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::audit::{Audit, Unwritable};
 use crate::check::{Certificates, now};
-use crate::decision_point::{self, DecisionPoint, Grounds, Leave};
+use crate::decision_point::{self, DecisionPoint, Grounds};
 use crate::metrics::Metrics;
+use crate::resolver::Target as Dialled;
 
 use ::audit::{Event, Outcome, Record, Target};
 use contracts::Violation;
@@ -110,8 +111,10 @@ pub struct Asked {
 /// Leave to call one tool with one payload.
 #[derive(Debug)]
 pub struct Forward {
-    /// The permission, and where to dial.
-    leave: Leave,
+    /// The permission.
+    grounds: Grounds,
+    /// Where to dial.
+    target: Dialled,
     /// Which tool.
     tool: Tool,
     /// Which bytes of the body it gets.
@@ -193,7 +196,8 @@ async fn recorded(
     if !audit.is_on() {
         return decided;
     }
-    let leave = decided.as_ref().ok().map(|forward| &forward.leave);
+    let forward = decided.as_ref().ok();
+    let grounds = forward.map(|forward| &forward.grounds);
     let (event, reason) = match &decided {
         Ok(_) => (Event::Decision(Outcome::Allow, 200), vec!["allowed"]),
         Err(Denial { reason, .. }) => {
@@ -208,9 +212,9 @@ async fn recorded(
         trace_id: Some(question.trace),
         identity: asked.identity.as_ref(),
         spki: asked.spki.as_ref(),
-        permission_id: leave.map(|leave| leave.permission_id.as_str()),
-        signing_key_id: leave.map(|leave| leave.signing_key_id.as_str()),
-        dialled: leave.map(|leave| leave.target.address),
+        permission_id: grounds.map(|grounds| grounds.permission_id.as_str()),
+        signing_key_id: grounds.map(|grounds| grounds.signing_key_id.as_str()),
+        dialled: forward.map(|forward| forward.target.address),
         reason: &reason,
         ..Record::new(now(), event)
     };
@@ -319,13 +323,14 @@ impl Relay {
         if !rules.egress.allows(&tool.url) {
             return Err(Denial::because(Reason::EgressDenied, &tool.url));
         }
-        let leave = self.leave(&request, grounds, tool, deadline).await?;
+        let (grounds, target) = self.target(&request, grounds, tool, deadline).await?;
         let decided_at = now();
-        if leave.ends_at <= decided_at {
+        if grounds.ends_at <= decided_at {
             return Err(permission::Reason::PermissionExpired.into());
         }
         Ok(Forward {
-            leave,
+            grounds,
+            target,
             tool: tool.clone(),
             payload: call.payload,
             form: call.form,
@@ -454,20 +459,20 @@ impl Relay {
     }
 
     /// The tool's address, on grounds that still hold when it is known.
-    async fn leave(
+    async fn target(
         &self,
         request: &Request,
         mut grounds: Grounds,
         tool: &Tool,
         deadline: Instant,
-    ) -> Result<Leave, Denial> {
+    ) -> Result<(Grounds, Dialled), Denial> {
         let target = self
             .point
             .target(&request.destination, &tool.addresses, deadline)
             .await?;
         for _ in 0..TRIES {
             if self.point.still_hold(&grounds) {
-                return Ok(grounds.leave(target));
+                return Ok((grounds, target));
             }
             grounds = self.point.grounds(request, now(), deadline).await?;
         }
@@ -555,8 +560,8 @@ fn log(decided: &Result<Forward, Denial>, asked: &Asked, question: &Question<'_>
             identity,
             tool,
             destination,
-            permission.id = readable(forward.leave.permission_id.as_str()),
-            dial = %forward.leave.target.address,
+            permission.id = readable(forward.grounds.permission_id.as_str()),
+            dial = %forward.target.address,
             "call allowed"
         ),
         Err(denial) if denial.reason.telling().status == 503 => tracing::error!(

@@ -259,16 +259,12 @@ async fn start(config: &Config, mut inherited: Inherited) -> Result<Running, Ser
         metrics.clone(),
     );
     let check_timeout = Duration::from_millis(config.server.check_timeout_ms);
-    let most = config.server.max_concurrent_checks;
-    let traced = config.observability.otlp_endpoint.is_some();
     let checks = Checks::new(
         Arc::clone(&point),
         relay,
         audit.clone(),
         metrics.clone(),
-        check_timeout,
-        most,
-        traced,
+        config.check_options(),
     );
 
     let from = &mut inherited;

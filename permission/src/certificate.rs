@@ -4,6 +4,8 @@
 //! handshake, and what that key may do is in a signed row. So neither the chain nor the validity
 //! dates are looked at.
 
+mod spiffe;
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -31,6 +33,24 @@ impl Default for ExtensionOid {
     }
 }
 
+/// Where a certificate names its holder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdentitySource {
+    /// In this extension, as one `UTF8String`.
+    Extension(ExtensionOid),
+    /// In the only URI among its alternative names, which must be a SPIFFE ID (an X.509-SVID).
+    SpiffeId,
+    /// In the only common name of its subject.
+    CommonName,
+}
+
+/// The identity extension of this project.
+impl Default for IdentitySource {
+    fn default() -> Self {
+        Self::Extension(ExtensionOid::default())
+    }
+}
+
 /// Not an object identifier in dotted notation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not an object identifier in dotted notation, such as 1.3.6.1.4.1.57264.1.1")]
@@ -53,7 +73,7 @@ impl fmt::Display for ExtensionOid {
 /// What a leaf certificate says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leaf {
-    /// From the identity extension.
+    /// Whom it names.
     pub identity: Identity,
     /// The exact bytes of its public key.
     pub spki: Spki,
@@ -65,17 +85,18 @@ pub enum CertificateError {
     /// Not one PEM block with one DER certificate and nothing else.
     #[error("certificate can't be parsed")]
     Unparseable,
-    /// No extension with the configured OID.
+    /// No extension with the configured OID; or, where that is the source, no URI or common name.
     #[error("certificate has no identity extension")]
     ExtensionMissing,
-    /// Twice there, or not exactly one DER `UTF8String` that is an identity.
+    /// Twice there, or not exactly one DER `UTF8String` that is an identity; or, where that is the
+    /// source, several URIs or common names, or one that is no SPIFFE ID or no identity.
     #[error("identity extension is not exactly one DER UTF8String of 1 to 256 bytes")]
     ExtensionInvalid,
 }
 
 impl Leaf {
-    /// Reads the one certificate in `pem`; its identity is taken from the extension `oid`.
-    pub fn from_pem(pem: &[u8], oid: &ExtensionOid) -> Result<Self, CertificateError> {
+    /// Reads the one certificate in `pem`, which names its holder in `source`.
+    pub fn from_pem(pem: &[u8], source: &IdentitySource) -> Result<Self, CertificateError> {
         if pem.len() > MAX_PEM_BYTES {
             return Err(CertificateError::Unparseable);
         }
@@ -83,17 +104,21 @@ impl Leaf {
         if block.label != "CERTIFICATE" || !rest.iter().all(u8::is_ascii_whitespace) {
             return Err(CertificateError::Unparseable);
         }
-        Self::from_der(&block.contents, oid)
+        Self::from_der(&block.contents, source)
     }
 
     /// As [`Leaf::from_pem`], from the DER bytes.
-    pub fn from_der(der: &[u8], oid: &ExtensionOid) -> Result<Self, CertificateError> {
+    pub fn from_der(der: &[u8], source: &IdentitySource) -> Result<Self, CertificateError> {
         let (rest, certificate) =
             X509Certificate::from_der(der).map_err(|_| CertificateError::Unparseable)?;
         if !rest.is_empty() {
             return Err(CertificateError::Unparseable);
         }
-        let identity = identity(&certificate, oid)?;
+        let identity = match source {
+            IdentitySource::Extension(oid) => extension(&certificate, oid),
+            IdentitySource::SpiffeId => spiffe_id(&certificate),
+            IdentitySource::CommonName => common_name(&certificate),
+        }?;
         let spki = Spki::from_der(certificate.public_key().raw)
             .map_err(|_| CertificateError::Unparseable)?;
         Ok(Self { identity, spki })
@@ -150,7 +175,7 @@ impl AlternativeNames {
     }
 }
 
-fn identity(
+fn extension(
     certificate: &X509Certificate<'_>,
     oid: &ExtensionOid,
 ) -> Result<Identity, CertificateError> {
@@ -169,16 +194,138 @@ fn identity(
         .ok_or(CertificateError::ExtensionInvalid)
 }
 
+/// X509-SVID, section 2: exactly one URI, and that is the SPIFFE ID. DNS names may stand beside it.
+fn spiffe_id(certificate: &X509Certificate<'_>) -> Result<Identity, CertificateError> {
+    let names = AlternativeNames::of(certificate)?;
+    let identity = match names.uris.as_slice() {
+        [] => return Err(CertificateError::ExtensionMissing),
+        [uri] if spiffe::is_id(uri) => Identity::parse(uri).ok(),
+        _ => None,
+    };
+    identity.ok_or(CertificateError::ExtensionInvalid)
+}
+
+fn common_name(certificate: &X509Certificate<'_>) -> Result<Identity, CertificateError> {
+    let mut names = certificate.subject().iter_common_name();
+    let name = names.next().ok_or(CertificateError::ExtensionMissing)?;
+    if names.next().is_some() {
+        return Err(CertificateError::ExtensionInvalid);
+    }
+    name.as_str()
+        .ok()
+        .and_then(|text| Identity::parse(text).ok())
+        .ok_or(CertificateError::ExtensionInvalid)
+}
+
 #[cfg(test)]
 mod tests {
-    use rcgen::{CertificateParams, CustomExtension, KeyPair, PublicKeyData as _};
+    use rcgen::{
+        CertificateParams, CustomExtension, DistinguishedName, DnType, KeyPair, PublicKeyData as _,
+        SanType,
+    };
 
     use super::*;
 
     const OID: &[u64] = &[1, 3, 6, 1, 4, 1, 57264, 1, 1];
 
-    fn oid() -> ExtensionOid {
-        "1.3.6.1.4.1.57264.1.1".parse().unwrap()
+    fn oid() -> IdentitySource {
+        IdentitySource::Extension("1.3.6.1.4.1.57264.1.1".parse().unwrap())
+    }
+
+    fn named(uris: &[&str], dns: &[&str], common_names: &[&str]) -> String {
+        let mut params = CertificateParams::default();
+        let uri = |uri: &&str| SanType::URI((*uri).try_into().unwrap());
+        let dns = dns
+            .iter()
+            .map(|dns| SanType::DnsName((*dns).try_into().unwrap()));
+        params.subject_alt_names = uris.iter().map(uri).chain(dns).collect();
+        params.distinguished_name = DistinguishedName::new();
+        // A name of several is one whose kinds differ, to the maker of these certificates.
+        for (number, name) in common_names.iter().enumerate() {
+            let kind = match number {
+                0 => DnType::CommonName,
+                _ => DnType::CustomDnType(vec![2, 5, 4, 3]),
+            };
+            params.distinguished_name.push(kind, *name);
+        }
+        params
+            .self_signed(&KeyPair::generate().unwrap())
+            .unwrap()
+            .pem()
+    }
+
+    #[test]
+    fn an_svid_has_exactly_one_uri_which_is_its_spiffe_id() {
+        use CertificateError::*;
+        let id = "spiffe://example.org/ns/agents/sa/alpha";
+        for (uris, expected) in [
+            (&[id][..], Ok(id)),
+            (&[], Err(ExtensionMissing)),
+            (
+                &[id, "spiffe://example.org/ns/agents/sa/beta"],
+                Err(ExtensionInvalid),
+            ),
+            (&[id, id], Err(ExtensionInvalid)),
+            (&[id, "https://example.org/"], Err(ExtensionInvalid)),
+            (&["https://example.org/alpha"], Err(ExtensionInvalid)),
+        ] {
+            let pem = named(
+                uris,
+                &["alpha.example.org"],
+                &["spiffe://example.org/other"],
+            );
+            let read = Leaf::from_pem(pem.as_bytes(), &IdentitySource::SpiffeId);
+            let read = read.map(|leaf| leaf.identity.to_string());
+            assert_eq!(read, expected.map(str::to_owned), "{uris:?}");
+        }
+        let long = format!("spiffe://example.org/{}", "a".repeat(236));
+        let pem = named(&[&long], &[], &[]);
+        let read = Leaf::from_pem(pem.as_bytes(), &IdentitySource::SpiffeId);
+        assert_eq!(read.unwrap_err(), ExtensionInvalid);
+    }
+
+    #[test]
+    fn a_common_name_counts_if_it_is_the_only_one() {
+        use CertificateError::*;
+        for (names, expected) in [
+            (&["agent-alpha"][..], Ok("agent-alpha")),
+            (&[], Err(ExtensionMissing)),
+            (&["agent-alpha", "agent-beta"], Err(ExtensionInvalid)),
+            (&[""], Err(ExtensionInvalid)),
+            (&["agent\nalpha"], Err(ExtensionInvalid)),
+        ] {
+            let pem = named(&["spiffe://example.org/other"], &[], names);
+            let read = Leaf::from_pem(pem.as_bytes(), &IdentitySource::CommonName);
+            let read = read.map(|leaf| leaf.identity.to_string());
+            assert_eq!(read, expected.map(str::to_owned), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn the_source_is_the_only_one_that_counts() {
+        let (pem, _) = certificate(&[b"\x0c\x05agent"]);
+        let read = Leaf::from_pem(pem.as_bytes(), &IdentitySource::SpiffeId);
+        assert_eq!(read, Err(CertificateError::ExtensionMissing));
+        let pem = named(&["spiffe://example.org/a"], &["a.example"], &["a"]);
+        let read = Leaf::from_pem(pem.as_bytes(), &oid());
+        assert_eq!(read, Err(CertificateError::ExtensionMissing));
+    }
+
+    #[test]
+    fn alternative_names_are_uris_or_dns_names() {
+        let pem = named(&["spiffe://example.org/a"], &["a.example"], &[]);
+        let (_, block) = parse_x509_pem(pem.as_bytes()).unwrap();
+        let names = AlternativeNames::from_der(&block.contents).unwrap();
+        assert!(names.contains("A.example") && names.contains("spiffe://example.org/a"));
+        for other in [
+            "",
+            "example",
+            "b.example",
+            "spiffe://example.org/A",
+            "spiffe://example.org",
+        ] {
+            assert!(!names.contains(other), "{other}");
+        }
     }
 
     fn certificate(values: &[&[u8]]) -> (String, KeyPair) {
@@ -244,7 +391,7 @@ mod tests {
     #[test]
     fn other_extensions_do_not_name_anybody() {
         let (pem, _) = certificate(&[b"\x0c\x05agent"]);
-        let other: ExtensionOid = "1.3.6.1.4.1.57264.1.2".parse().unwrap();
+        let other = IdentitySource::Extension("1.3.6.1.4.1.57264.1.2".parse().unwrap());
         assert_eq!(
             Leaf::from_pem(pem.as_bytes(), &other),
             Err(CertificateError::ExtensionMissing)
@@ -271,8 +418,8 @@ mod tests {
 
     #[test]
     fn oid_is_dotted_notation() {
-        assert_eq!(ExtensionOid::default(), oid());
-        assert_eq!(oid().to_string(), "1.3.6.1.4.1.57264.1.1");
+        assert_eq!(IdentitySource::default(), oid());
+        assert_eq!(ExtensionOid::default().to_string(), "1.3.6.1.4.1.57264.1.1");
         assert_eq!("identity".parse::<ExtensionOid>(), Err(OidError));
     }
 }

@@ -82,6 +82,35 @@ impl Destination {
         text.trim().parse()
     }
 
+    /// Reads an authority whose port, if it names none, is another one than 443.
+    pub fn with_default_port(text: &str, default: u16) -> Result<Self, DestinationError> {
+        if let Some(rest) = text.strip_prefix('[') {
+            let (inside, after) = rest.split_once(']').ok_or(DestinationError::BadBrackets)?;
+            let port = match after.strip_prefix(':') {
+                Some(port) => parse_port(port)?,
+                None if after.is_empty() => default,
+                None => return Err(DestinationError::BadBrackets),
+            };
+            let address = inside.parse().map_err(|_| DestinationError::BadBrackets)?;
+            return Ok(Self {
+                host: Host::from_ipv6(address),
+                port,
+            });
+        }
+        if text.bytes().filter(|byte| *byte == b':').count() > 1 {
+            let address = text.parse().map_err(|_| DestinationError::NotIpv6)?;
+            return Ok(Self {
+                host: Host::from_ipv6(address),
+                port: default,
+            });
+        }
+        let (host, port) = match text.split_once(':') {
+            Some((host, port)) => (parse_host(host)?, parse_port(port)?),
+            None => (parse_host(text)?, default),
+        };
+        Ok(Self { host, port })
+    }
+
     /// Takes a stored text only if it already is in the one normal form.
     pub fn from_normal_form(text: &str) -> Option<Self> {
         text.parse::<Self>()
@@ -111,31 +140,7 @@ impl FromStr for Destination {
     type Err = DestinationError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if let Some(rest) = text.strip_prefix('[') {
-            let (inside, after) = rest.split_once(']').ok_or(DestinationError::BadBrackets)?;
-            let port = match after.strip_prefix(':') {
-                Some(port) => parse_port(port)?,
-                None if after.is_empty() => DEFAULT_PORT,
-                None => return Err(DestinationError::BadBrackets),
-            };
-            let address = inside.parse().map_err(|_| DestinationError::BadBrackets)?;
-            return Ok(Self {
-                host: Host::from_ipv6(address),
-                port,
-            });
-        }
-        if text.bytes().filter(|byte| *byte == b':').count() > 1 {
-            let address = text.parse().map_err(|_| DestinationError::NotIpv6)?;
-            return Ok(Self {
-                host: Host::from_ipv6(address),
-                port: DEFAULT_PORT,
-            });
-        }
-        let (host, port) = match text.split_once(':') {
-            Some((host, port)) => (parse_host(host)?, parse_port(port)?),
-            None => (parse_host(text)?, DEFAULT_PORT),
-        };
-        Ok(Self { host, port })
+        Self::with_default_port(text, DEFAULT_PORT)
     }
 }
 
@@ -230,6 +235,24 @@ mod tests {
         ] {
             assert_eq!(normal(input), expected, "{input:?}");
         }
+    }
+
+    #[test]
+    fn another_default_port_is_for_what_names_none() {
+        for (input, expected) in [
+            ("DocStore", "docstore:80"),
+            ("docstore:443", "docstore:443"),
+            ("[::1]", "[::1]:80"),
+            ("[::1]:443", "[::1]:443"),
+            ("2001:db8::1", "[2001:db8::1]:80"),
+        ] {
+            let read = Destination::with_default_port(input, 80).unwrap();
+            assert_eq!(read.to_string(), expected);
+        }
+        assert_eq!(
+            Destination::with_default_port("docstore:", 80),
+            Err(DestinationError::BadPort)
+        );
     }
 
     #[test]

@@ -20,7 +20,7 @@ pub mod text;
 pub mod time;
 
 pub use canonical::CanonicalError;
-pub use certificate::{CertificateError, ExtensionOid, Leaf};
+pub use certificate::{AlternativeNames, CertificateError, ExtensionOid, IdentitySource, Leaf};
 pub use decide::{Candidate, Decision, Facts, Permit, Request, Scope, Signer, decide, judge};
 pub use destination::{Destination, DestinationError, Host};
 pub use identity::{Identity, IdentityError};

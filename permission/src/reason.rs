@@ -18,8 +18,12 @@ pub enum Reason {
     IdentityExtensionInvalid,
     /// The authority is no destination.
     DestinationInvalid,
-    /// A method other than CONNECT.
+    /// A method other than CONNECT, or CONNECT where ordinary requests are expected.
     MethodNotAllowed,
+    /// A request to go on in another protocol.
+    UpgradeNotAllowed,
+    /// Envoy's route asks by a profile that isn't configured.
+    ProfileUnknown,
     /// No row for this identity, key and destination.
     NoPermission,
     /// A row, but its window has not begun.
@@ -60,6 +64,8 @@ impl Reason {
             Self::IdentityExtensionInvalid => "identity_extension_invalid",
             Self::DestinationInvalid => "destination_invalid",
             Self::MethodNotAllowed => "method_not_allowed",
+            Self::UpgradeNotAllowed => "upgrade_not_allowed",
+            Self::ProfileUnknown => "profile_unknown",
             Self::NoPermission => "no_permission",
             Self::PermissionNotYetValid => "permission_not_yet_valid",
             Self::PermissionExpired => "permission_expired",

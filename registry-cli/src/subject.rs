@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use permission::certificate::MAX_PEM_BYTES;
 use permission::{
-    CertificateError, ECDSA_P256_SHA256, ExtensionOid, Identity, Leaf, PrincipalKey, Spki,
+    CertificateError, ECDSA_P256_SHA256, Identity, IdentitySource, Leaf, PrincipalKey, Spki,
     SpkiError,
 };
 use x509_parser::pem::parse_x509_pem;
@@ -120,7 +120,7 @@ impl Subject {
         match block.label.as_str() {
             "PUBLIC KEY" => Ok(Self::uncertified(Spki::from_der(&block.contents)?)),
             "CERTIFICATE" => {
-                let leaf = Leaf::from_der(&block.contents, &ExtensionOid::default())?;
+                let leaf = Leaf::from_der(&block.contents, &IdentitySource::default())?;
                 Ok(Self {
                     spki: leaf.spki,
                     certified: Some(leaf.identity),

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use p256::pkcs8::EncodePublicKey as _;
 use p256::pkcs8::der::Encode as _;
 use p256::pkcs8::der::asn1::Utf8StringRef;
-use permission::{CertificateError, ExtensionOid, Identity, Leaf, Spki};
+use permission::{CertificateError, ExtensionOid, Identity, IdentitySource, Leaf, Spki};
 use rcgen::{
     CertificateParams, CustomExtension, DnType, ExtendedKeyUsagePurpose, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm,
@@ -45,7 +45,7 @@ pub fn read(pem: &[u8]) -> Result<Leaf, CertificateError> {
     let oid: ExtensionOid = oid
         .parse()
         .map_err(|_| CertificateError::ExtensionMissing)?;
-    Leaf::from_pem(pem, &oid)
+    Leaf::from_pem(pem, &IdentitySource::Extension(oid))
 }
 
 /// From when to when a certificate is valid, in seconds since 1970.

@@ -1,7 +1,9 @@
 //! Client certificates as agents make them, and as no honest agent would.
 
 use anyhow::{Result, bail};
-use rcgen::{CertificateParams, CustomExtension, DnType, KeyPair, PublicKeyData, date_time_ymd};
+use rcgen::{
+    CertificateParams, CustomExtension, DnType, KeyPair, PublicKeyData, SanType, date_time_ymd,
+};
 use rustls::crypto::ring::sign::any_ecdsa_type;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::sign::CertifiedKey;
@@ -28,6 +30,7 @@ impl ClientCertificate {
     pub fn builder() -> ClientCertificateBuilder {
         ClientCertificateBuilder {
             values: Vec::new(),
+            uris: Vec::new(),
             validity: ((1975, 1, 1), (4096, 1, 1)),
             key_pkcs8_der: None,
         }
@@ -77,6 +80,7 @@ impl ClientCertificate {
 #[derive(Debug)]
 pub struct ClientCertificateBuilder {
     values: Vec<Vec<u8>>,
+    uris: Vec<String>,
     validity: (Day, Day),
     key_pkcs8_der: Option<Vec<u8>>,
 }
@@ -95,6 +99,13 @@ impl ClientCertificateBuilder {
     #[must_use]
     pub fn extension_value(mut self, der: &[u8]) -> Self {
         self.values.push(der.to_owned());
+        self
+    }
+
+    /// Adds a URI to the subject alternative names, such as a SPIFFE ID.
+    #[must_use]
+    pub fn uri(mut self, uri: &str) -> Self {
+        self.uris.push(uri.to_owned());
         self
     }
 
@@ -126,6 +137,9 @@ impl ClientCertificateBuilder {
         let (from, to) = self.validity;
         params.not_before = date_time_ymd(from.0, from.1, from.2);
         params.not_after = date_time_ymd(to.0, to.1, to.2);
+        for uri in self.uris {
+            params.subject_alt_names.push(SanType::URI(uri.try_into()?));
+        }
         params.custom_extensions = self
             .values
             .into_iter()

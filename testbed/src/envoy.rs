@@ -19,6 +19,8 @@ use crate::process::{self, PATIENCE, Process};
 /// What a test says about the Envoy it wants.
 #[derive(Debug)]
 pub struct EnvoyOptions<'a> {
+    /// Which file of `envoy/`.
+    pub file: &'a str,
     /// Where the authorization service listens, or will listen.
     pub authz: SocketAddr,
     /// Where further replicas of it do; they are asked in turn.
@@ -40,6 +42,7 @@ impl<'a> EnvoyOptions<'a> {
     /// Listens on 127.0.0.1.
     pub fn new(authz: SocketAddr, pki: &'a GatewayPki) -> EnvoyOptions<'a> {
         EnvoyOptions {
+            file: "envoy.yaml",
             authz,
             replicas: Vec::new(),
             pki,
@@ -153,8 +156,7 @@ impl Files {
             admin: SocketAddr::from((Ipv4Addr::LOCALHOST, crate::free_port()?)),
             folder,
         };
-        let mut config = fs::read_to_string(repository().join("envoy/envoy.yaml"))
-            .context("read envoy/envoy.yaml")?;
+        let mut config = read(options.file)?;
         let replicas = std::iter::once(&options.authz).chain(&options.replicas);
         let replicas: Vec<_> = replicas.map(|replica| endpoint(*replica)).collect();
         let defaults = [
@@ -169,6 +171,9 @@ impl Files {
                 "certs/server-key.pem".to_owned(),
                 text(&options.pki.key_file())?,
             ),
+        ];
+        // Those of a mesh have neither tools nor a log of their own.
+        let further = [
             (
                 "certs/tools-ca.pem".to_owned(),
                 text(&options.pki.ca_file())?,
@@ -178,11 +183,16 @@ impl Files {
                 text(&files.access_log_file())?,
             ),
         ];
+        let ours_alone = options.file == "envoy.yaml";
+        let further = further.into_iter().filter(|_| ours_alone);
         let replace = options.replace.iter();
         let replace = replace.map(|(theirs, ours)| ((*theirs).to_owned(), (*ours).to_owned()));
-        for (default, ours) in defaults.into_iter().chain(replace) {
+        for (default, ours) in defaults.into_iter().chain(further).chain(replace) {
             if config.matches(&default).count() != 1 {
-                bail!("envoy/envoy.yaml should hold {default:?} exactly once");
+                bail!(
+                    "envoy/{} should hold {default:?} exactly once",
+                    options.file
+                );
             }
             config = config.replace(&default, &ours);
         }
@@ -244,6 +254,12 @@ impl Files {
     }
 }
 
+/// The text of a file of `envoy/`.
+pub fn read(file: &str) -> Result<String> {
+    let path = repository().join("envoy").join(file);
+    fs::read_to_string(path).with_context(|| format!("read envoy/{file}"))
+}
+
 /// As envoy.yaml writes a member of a cluster.
 fn endpoint(addr: SocketAddr) -> String {
     let socket = socket(addr);
@@ -252,8 +268,7 @@ fn endpoint(addr: SocketAddr) -> String {
 
 /// The same configuration with another cluster `authorization`.
 fn with_authorization(config: &str, file: &str, replace: &[(&str, &str)]) -> Result<String> {
-    let path = repository().join("envoy/mesh").join(file);
-    let mut cluster = fs::read_to_string(&path).with_context(|| format!("read {file}"))?;
+    let mut cluster = read(&format!("mesh/{file}"))?;
     for (theirs, ours) in replace {
         if !cluster.contains(theirs) {
             bail!("{file} should hold {theirs:?}");

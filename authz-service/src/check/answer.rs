@@ -14,10 +14,13 @@ use permission::{Reason, Timestamp};
 use serde_json::json;
 
 use super::asked::Asked;
+use super::profiles::Requests;
 use crate::decision_point::Leave;
 
 /// Ends the tunnel: Envoy counts from when it sees this header, and overwrites a client's own.
 const STREAM_DURATION: &str = "x-envoy-upstream-stream-duration-ms";
+/// Tells the destination who called.
+const AGENT_IDENTITY: &str = "x-agent-identity";
 /// Names the decision, to the agent and in every log.
 pub(crate) const DECISION_ID: &str = "x-agent-gateway-decision-id";
 
@@ -35,11 +38,20 @@ pub(super) fn allow(leave: &Leave, asked: &Asked, now: Timestamp, id: &str) -> C
     metadata.extend([
         ("permission_id", text(leave.permission_id.as_str())),
         ("signing_key_id", text(leave.signing_key_id.as_str())),
-        ("dial", text(&leave.target.address.to_string())),
-        ("allow_private", Kind::BoolValue(leave.target.private)),
     ]);
+    if let Some(target) = &leave.target {
+        metadata.extend([
+            ("dial", text(&target.address.to_string())),
+            ("allow_private", Kind::BoolValue(target.private)),
+        ]);
+    }
+    let mut headers = vec![header(STREAM_DURATION, &left_millis.to_string())];
+    if let (Requests::Http, Some(identity)) = (asked.requests, &asked.identity) {
+        // In place of whatever the client sent under this name.
+        headers.push(header(AGENT_IDENTITY, &identity.header_value()));
+    }
     let answer = OkHttpResponse {
-        headers: vec![header(STREAM_DURATION, &left_millis.to_string())],
+        headers,
         response_headers_to_add: vec![header(DECISION_ID, id)],
         ..Default::default()
     };
@@ -48,10 +60,14 @@ pub(super) fn allow(leave: &Leave, asked: &Asked, now: Timestamp, id: &str) -> C
 
 /// A deny: its status, a body that an agent understands, and the same for the access log.
 pub(super) fn deny(reason: Reason, asked: &Asked, id: &str) -> CheckResponse {
-    let telling = Telling::of(reason);
+    let telling = Telling::of(reason).where_answered(asked.requests);
     let body = body(&telling, reason.code(), id);
     let metadata = known(asked, reason.code(), id);
-    denied(&telling, reason.code(), id, "CONNECT", &body, metadata)
+    let methods = match asked.requests {
+        Requests::Connect => "CONNECT",
+        Requests::Http => "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
+    };
+    denied(&telling, reason.code(), id, methods, &body, metadata)
 }
 
 /// What an agent is told of a deny.
@@ -64,12 +80,12 @@ pub(crate) fn body(telling: &Telling, code: &str, id: &str) -> serde_json::Value
     })
 }
 
-/// A deny of either lane; `method` is the one that would be allowed.
+/// A deny of either lane; `methods` are those that would be allowed.
 pub(crate) fn denied(
     telling: &Telling,
     code: &str,
     id: &str,
-    method: &str,
+    methods: &str,
     body: &serde_json::Value,
     metadata: Vec<Field>,
 ) -> CheckResponse {
@@ -79,7 +95,7 @@ pub(crate) fn denied(
         header("proxy-status", &proxy_status(telling.proxy_error, code)),
     ];
     if telling.status == 405 {
-        headers.push(header("allow", method));
+        headers.push(header("allow", methods));
     }
     CheckResponse {
         status: Some(rpc::Status {
@@ -129,6 +145,21 @@ pub(crate) struct Telling {
 }
 
 impl Telling {
+    /// With the hint for those who ask by this kind of requests.
+    fn where_answered(self, requests: Requests) -> Self {
+        match (requests, self.status) {
+            (Requests::Http, 405) => Self {
+                hint: "no tunnels are opened here: send the request itself",
+                ..self
+            },
+            (Requests::Http, 400) => Self {
+                hint: "the host must be a name or an address, and its port one that is served here",
+                ..self
+            },
+            _ => self,
+        }
+    }
+
     /// The one place that turns reasons into statuses.
     pub(crate) fn of(reason: Reason) -> Self {
         let blocked = |hint| Self {
@@ -145,10 +176,10 @@ impl Telling {
                 blocked("the client certificate can't be read; make it with the sidecar's init")
             }
             Reason::IdentityExtensionMissing => blocked(
-                "the client certificate has no identity extension; make it with the sidecar's init",
+                "the client certificate names no identity where the gateway looks for it; make it with the sidecar's init",
             ),
             Reason::IdentityExtensionInvalid => blocked(
-                "the certificate's identity extension must hold exactly one DER UTF8String of 1 to 256 bytes",
+                "the certificate must name exactly one identity of 1 to 256 bytes: a DER UTF8String in its identity extension, or where the gateway is set up so one SPIFFE ID or common name",
             ),
             Reason::SigningKeyUntrusted => blocked(
                 "the key that signed the permission is not vouched for by a root of trust; tell your principal",
@@ -195,6 +226,12 @@ impl Telling {
                 hint: "only CONNECT is carried here: use https, through the sidecar",
                 proxy_error: "http_request_error",
             },
+            Reason::UpgradeNotAllowed => {
+                blocked("only plain requests are carried here, no upgrade such as WebSocket")
+            }
+            Reason::ProfileUnknown => blocked(
+                "the gateway's route and its authorization service disagree about a profile; tell their operator",
+            ),
             Reason::DestinationUnresolvable => Self {
                 status: 502,
                 error: "destination not reached",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use percent_encoding::percent_decode_str;
 use permission::certificate::MAX_PEM_BYTES;
-use permission::{ExtensionOid, Leaf, Reason};
+use permission::{IdentitySource, Leaf, Reason};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as Quick;
 
@@ -18,7 +18,7 @@ const USUAL_NUMBER: usize = 12_000;
 /// Reads certificates, and remembers those that could be read by their whole text.
 #[derive(Debug, Clone)]
 pub(crate) struct Certificates {
-    oid: ExtensionOid,
+    source: IdentitySource,
     leaves: Arc<Quick<String, Arc<Leaf>, Weight>>,
 }
 
@@ -34,11 +34,11 @@ impl Weighter<String, Arc<Leaf>> for Weight {
 }
 
 impl Certificates {
-    /// The identity is taken from the extension `oid`.
-    pub(super) fn new(oid: ExtensionOid) -> Self {
+    /// The identity is taken from `source`.
+    pub(super) fn new(source: IdentitySource) -> Self {
         let leaves = Quick::with_weighter(USUAL_NUMBER, MAX_BYTES, Weight);
         Self {
-            oid,
+            source,
             leaves: Arc::new(leaves),
         }
     }
@@ -56,9 +56,25 @@ impl Certificates {
             return Ok(leaf);
         }
         let pem: Vec<u8> = percent_decode_str(encoded).collect();
-        let leaf = Arc::new(Leaf::from_pem(&pem, &self.oid)?);
+        let leaf = Arc::new(Leaf::from_pem(&pem, &self.source)?);
         self.leaves.insert(encoded.to_owned(), Arc::clone(&leaf));
         Ok(leaf)
+    }
+}
+
+impl Certificates {
+    /// As [`Certificates::read`], of the first of several: the leaf of a chain.
+    pub(super) fn read_first(&self, encoded: &str) -> Result<Arc<Leaf>, Reason> {
+        const END: &str = "-----END CERTIFICATE-----";
+        if encoded.len() > 3 * MAX_PEM_BYTES {
+            return Err(Reason::CertificateUnparseable);
+        }
+        let chain = percent_decode_str(encoded).decode_utf8_lossy();
+        let (first, _) = chain
+            .split_once(END)
+            .ok_or(Reason::CertificateUnparseable)?;
+        // PEM holds nothing that URL decoding would change.
+        self.read(&format!("{first}{END}\n"))
     }
 }
 
@@ -70,7 +86,7 @@ mod tests {
 
     #[test]
     fn the_same_text_is_read_once_and_another_one_anew() {
-        let certificates = Certificates::new(ExtensionOid::default());
+        let certificates = Certificates::new(IdentitySource::default());
         let alpha = ClientCertificate::for_identity("agent-alpha").unwrap();
         let beta = ClientCertificate::for_identity("agent-beta").unwrap();
         let first = certificates.read(alpha.pem()).unwrap();
@@ -89,8 +105,28 @@ mod tests {
     }
 
     #[test]
+    fn of_a_chain_the_leaf_counts() {
+        let certificates = Certificates::new(IdentitySource::default());
+        let alpha = ClientCertificate::for_identity("agent-alpha").unwrap();
+        let beta = ClientCertificate::for_identity("agent-beta").unwrap();
+        let chain = format!("{}{}", alpha.pem(), beta.pem());
+        let chain = chain.replace('+', "%2B").replace('\n', "%0A");
+        let leaf = certificates.read_first(&chain).unwrap();
+        assert_eq!(leaf.identity.as_str(), "agent-alpha");
+        assert_eq!(certificates.read_first(alpha.pem()).unwrap(), leaf);
+        assert_eq!(
+            certificates.read(&chain),
+            Err(Reason::CertificateUnparseable)
+        );
+        for other in ["", "x", "-----END CERTIFICATE-----", "%2B"] {
+            let read = certificates.read_first(other);
+            assert_eq!(read, Err(Reason::CertificateUnparseable), "{other}");
+        }
+    }
+
+    #[test]
     fn what_is_remembered_is_bounded() {
-        let certificates = Certificates::new(ExtensionOid::default());
+        let certificates = Certificates::new(IdentitySource::default());
         let pem = ClientCertificate::for_identity("agent-alpha").unwrap();
         // One certificate in spellings that together would take twice the room.
         for number in 0..200 {

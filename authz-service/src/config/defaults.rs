@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use permission::ExtensionOid;
 
+use crate::check::profiles::TUNNEL;
 use crate::connections::SocketMode;
 
 use super::{Admin, Audit, Cache, Dns, Observability, Policy, Relay, Server, Tunnel};
@@ -37,6 +38,7 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             client_ext_oid: ExtensionOid::default(),
+            profile: TUNNEL.to_owned(),
             database_url: None,
             database_url_env: None,
             trust_roots: Vec::new(),

@@ -47,6 +47,18 @@ pub enum ConfigError {
     /// Tool calls would be let through unjudged, or none ever.
     #[error("relay.tools_file or relay.tool_urls is set, and {0}")]
     RelayIncomplete(&'static str),
+    /// The built-in profile, whose meaning everything else rests on.
+    #[error("profiles.tunnel is built in, and can't be another")]
+    TunnelIsBuiltIn,
+    /// `policy.profile` names none.
+    #[error("policy.profile {0} is not configured")]
+    NoSuchProfile(String),
+    /// A tunnel goes where the judged address is, or nowhere.
+    #[error("profiles.{0}.resolve is false, and it carries tunnels")]
+    TunnelNotResolved(String),
+    /// No request could be allowed.
+    #[error("profiles.{0}.ports holds no port, or 0")]
+    NoPorts(String),
     /// A path that depends on where the service is started.
     #[error("{0} must be an absolute path")]
     NotAbsolute(&'static str),
@@ -127,6 +139,10 @@ impl ConfigError {
             Self::SocketWithTls => "leave out one of them",
             Self::EmptyClientName => "leave client_names out to take whomever the CA vouches for",
             Self::RelayIncomplete(_) => "see [relay] in config.example.toml, and docs/relay.md",
+            Self::TunnelIsBuiltIn => "give it another name, and set policy.profile to that",
+            Self::NoSuchProfile(_) => "add a section [profiles.NAME], or leave policy.profile out",
+            Self::TunnelNotResolved(_) => "leave resolve out, or set requests = \"http\"",
+            Self::NoPorts(_) => "list the ports that are served there, such as [443]",
             Self::NotAbsolute(_) => "write it from / on, or leave the key out",
             Self::NoName(_) => "leave it out, and the host name is taken",
             Self::HalfTrust => "`agent-gateway-registry root show` prints both",

@@ -143,7 +143,7 @@ fn lists_can_stand_in_the_environment() {
 
 #[test]
 fn unknown_sections_and_keys_are_refused_by_name() {
-    let sections = "unknown key, known are server, admin, policy, cache, tunnel, audit, relay, dns, observability";
+    let sections = "unknown key, known are server, admin, policy, cache, profiles, tunnel, audit, relay, dns, observability";
     for (file, expected) in [
         (
             "[sevrer]\ngrpc_addr = 1",
@@ -237,6 +237,49 @@ fn mtls_is_all_of_its_keys_or_none() {
         refused(&format!("[server]\nsocket = '/s'\n{TLS}"), &[]),
         "server.socket takes the place of server.grpc_addr, and [server.tls] is for that"
     );
+}
+
+#[test]
+fn profiles_are_a_fixed_list_of_what_is_safe() {
+    let mesh = "[profiles.mesh]\nrequests = 'http'\nidentity = 'spiffe_id'\nresolve = false";
+    let config = load(&format!("[policy]\nprofile = 'mesh'\n{mesh}"), &[]).unwrap();
+    let profile = &config.profiles["mesh"];
+    assert_eq!(profile.requests, Requests::Http);
+    assert_eq!(profile.ports, [443]);
+    for (file, expected) in [
+        (
+            "[profiles.tunnel]\nidentity = 'spiffe_id'",
+            "profiles.tunnel is built in, and can't be another",
+        ),
+        (
+            "[policy]\nprofile = 'mesh'",
+            "policy.profile mesh is not configured",
+        ),
+        (
+            "[profiles.m]\nresolve = false",
+            "profiles.m.resolve is false, and it carries tunnels",
+        ),
+        (
+            "[profiles.m]\nports = []",
+            "profiles.m.ports holds no port, or 0",
+        ),
+        (
+            "[profiles.m]\nports = [443, 0]",
+            "profiles.m.ports holds no port, or 0",
+        ),
+        (
+            "[profiles.m]\nidentity = 'principal'",
+            "config.toml: profiles.m.identity: unknown variant: found `principal`, expected `one of \
+             `extension`, `spiffe_id`, `common_name``",
+        ),
+        (
+            "[profiles.m]\nxfcc = true",
+            "config.toml: profiles.m.xfcc: unknown key, known are requests, certificate, identity, \
+             ports, resolve",
+        ),
+    ] {
+        assert_eq!(refused(file, &[]), expected, "{file}");
+    }
 }
 
 #[test]
@@ -602,6 +645,7 @@ fn known_keys(section: &str) -> BTreeSet<String> {
     let unknown = match section {
         "" => "no_such_key = 1".to_owned(),
         "tunnel.private" => "[[tunnel.private]]\nno_such_key = 1".to_owned(),
+        "profiles.mesh" => "[profiles.mesh]\nno_such_key = 1".to_owned(),
         "server.tls" => format!("{TLS}\nno_such_key = 1"),
         section => format!("[{section}]\nno_such_key = 1"),
     };
@@ -632,7 +676,8 @@ fn the_example_names_every_key_and_no_other() {
         value.into_dict().unwrap().into_keys().collect()
     };
     assert_eq!(keys(""), known_keys(""));
-    for section in known_keys("") {
+    assert_eq!(keys("profiles.mesh"), known_keys("profiles.mesh"));
+    for section in known_keys("").into_iter().filter(|key| key != "profiles") {
         assert_eq!(keys(&section), known_keys(&section), "[{section}]");
     }
     let private = figment.find_value("tunnel.private").unwrap();

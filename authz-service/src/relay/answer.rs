@@ -41,7 +41,12 @@ pub(super) fn of(decided: &Result<Forward, Denial>, asked: &Asked, id: &str) -> 
 
 /// An allow.
 fn allow(forward: &Forward, asked: &Asked, id: &str) -> CheckResponse {
-    let Forward { leave, tool, .. } = forward;
+    let Forward {
+        grounds,
+        target,
+        tool,
+        ..
+    } = forward;
     let time_limit = tool.time_limit.min(time_left(forward));
     let mut headers = vec![
         header(":path", &tool.url.path_and_query),
@@ -63,11 +68,11 @@ fn allow(forward: &Forward, asked: &Asked, id: &str) -> CheckResponse {
     };
     let mut metadata = known(asked, "allowed", id);
     metadata.extend([
-        ("permission_id", text(leave.permission_id.as_str())),
-        ("signing_key_id", text(leave.signing_key_id.as_str())),
+        ("permission_id", text(grounds.permission_id.as_str())),
+        ("signing_key_id", text(grounds.signing_key_id.as_str())),
         ("lane", text(tool.url.scheme.as_str())),
-        ("dial", text(&leave.target.address.to_string())),
-        ("allow_private", Kind::BoolValue(leave.target.private)),
+        ("dial", text(&target.address.to_string())),
+        ("allow_private", Kind::BoolValue(target.private)),
         ("off", number(forward.payload.start)),
         ("len", number(forward.payload.len())),
     ]);
@@ -76,7 +81,7 @@ fn allow(forward: &Forward, asked: &Asked, id: &str) -> CheckResponse {
 
 /// How long the permission still lasts.
 fn time_left(forward: &Forward) -> Duration {
-    let left = forward.leave.ends_at.as_unix_micros() - forward.decided_at.as_unix_micros();
+    let left = forward.grounds.ends_at.as_unix_micros() - forward.decided_at.as_unix_micros();
     Duration::from_micros(u64::try_from(left).unwrap_or(0))
 }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use p256::ecdsa::signature::Verifier as _;
 use p256::ecdsa::{DerSignature, VerifyingKey};
 use p256::pkcs8::DecodePublicKey as _;
-use permission::Leaf;
+use permission::{IdentitySource, Leaf};
 use serde_json::Value;
 use x509_parser::pem::parse_x509_pem;
 
@@ -63,7 +63,8 @@ fn state_belongs_to_its_owner_alone() {
 fn certificate_names_the_identity_and_is_signed_by_the_tpm_key() {
     let agent = Agent::initialised();
     let (_, pem) = parse_x509_pem(agent.read("machine-client.pem").as_bytes()).unwrap();
-    let leaf = Leaf::from_der(&pem.contents, &"1.3.6.1.4.1.57264.1.1".parse().unwrap()).unwrap();
+    let source = IdentitySource::Extension("1.3.6.1.4.1.57264.1.1".parse().unwrap());
+    let leaf = Leaf::from_der(&pem.contents, &source).unwrap();
     assert_eq!(leaf.identity.as_str(), IDENTITY);
     assert_eq!(leaf.spki.to_hex(), agent.spki());
 

@@ -18,6 +18,7 @@ mod destinations;
 mod gateways;
 mod machine;
 mod many_changes;
+mod mesh;
 mod open_tunnels;
 mod other_databases;
 mod outages;

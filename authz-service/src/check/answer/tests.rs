@@ -17,10 +17,10 @@ fn leave(ends_at: Timestamp) -> Leave {
         permission_id: Id::parse("permission-1").unwrap(),
         signing_key_id: Id::parse("org-alice").unwrap(),
         ends_at,
-        target: Target {
+        target: Some(Target {
             address: "127.0.0.1:8443".parse::<SocketAddr>().unwrap(),
             private: true,
-        },
+        }),
     }
 }
 
@@ -35,6 +35,7 @@ fn asked(spki: &Spki) -> Asked {
         identity: Some(Identity::parse("agent-alpha").unwrap()),
         spki: Some(spki.clone()),
         destination: Some("docstore:8443".parse::<Destination>().unwrap()),
+        requests: Requests::Connect,
     }
 }
 
@@ -221,4 +222,31 @@ fn a_tunnels_duration_is_rounded_down_and_never_without_limit() {
             "{now} {ends_at}"
         );
     }
+}
+
+#[test]
+fn the_destination_of_an_ordinary_request_is_told_who_called() {
+    let spki = spki();
+    let mut asked = asked(&spki);
+    asked.identity = Some(Identity::parse("agent α,x").unwrap());
+    let leave = leave(time(5_000_000));
+    let tunnel = allow(&leave, &asked, time(0), ID);
+    assert!(!headers(&allowed(&tunnel).headers).contains_key("x-agent-identity"));
+
+    asked.requests = Requests::Http;
+    let response = allow(&leave, &asked, time(0), ID);
+    // In place of the client's own, which `headers` asserts of each.
+    let headers = headers(&allowed(&response).headers);
+    assert_eq!(headers["x-agent-identity"], "agent%20%CE%B1%2Cx");
+    assert_eq!(headers["x-envoy-upstream-stream-duration-ms"], "5000");
+}
+
+#[test]
+fn what_is_not_resolved_is_not_dialled() {
+    let mut leave = leave(time(5_000_000));
+    leave.target = None;
+    let response = allow(&leave, &asked(&spki()), time(0), ID);
+    let metadata = response.dynamic_metadata.unwrap().fields;
+    assert!(!metadata.contains_key("dial") && !metadata.contains_key("allow_private"));
+    assert!(metadata.contains_key("permission_id"));
 }

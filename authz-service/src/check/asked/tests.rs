@@ -5,6 +5,7 @@ use testbed::ClientCertificate;
 
 use permission::{ExtensionOid, certificate::MAX_PEM_BYTES};
 
+use super::super::profiles::{IdentityFrom, ProfileOptions};
 use super::*;
 
 /// What Envoy sends about a CONNECT to `host` on a connection with this certificate.
@@ -27,9 +28,16 @@ fn connect(certificate: &str, host: &str) -> AttributeContext {
 }
 
 fn read_now(attributes: &AttributeContext) -> (Result<Request, Reason>, Asked) {
+    read_by(attributes, &ProfileOptions::default())
+}
+
+fn read_by(
+    attributes: &AttributeContext,
+    options: &ProfileOptions,
+) -> (Result<Request, Reason>, Asked) {
     let mut asked = Asked::default();
-    let certificates = Certificates::new(ExtensionOid::default());
-    let request = read(attributes, &certificates, &mut asked);
+    let profile = Profile::new(options, &ExtensionOid::default());
+    let request = read(attributes, &profile, &mut asked).map_err(|denial| denial.reason);
     (request, asked)
 }
 
@@ -166,3 +174,5 @@ fn only_the_handshakes_certificate_says_who_asks() {
         Reason::NoClientCertificate
     );
 }
+
+mod mesh;

@@ -35,13 +35,14 @@ fn documented() -> BTreeMap<String, BTreeMap<String, String>> {
 fn every_key_has_its_line_and_no_other() {
     let documented = documented();
     let mut sections = known_keys("");
-    sections.extend(["server.tls", "tunnel.private"].map(str::to_owned));
+    sections.remove("profiles");
+    sections.extend(["server.tls", "tunnel.private", "profiles.NAME"].map(str::to_owned));
     assert_eq!(
         documented.keys().cloned().collect::<BTreeSet<_>>(),
         sections
     );
     for (section, lines) in &documented {
-        let mut known = known_keys(section);
+        let mut known = known_keys(&section.replace("NAME", "mesh"));
         // Has a section of its own.
         known.remove("tls");
         let told: BTreeSet<String> = lines.keys().cloned().collect();
@@ -69,6 +70,17 @@ fn every_default_is_the_one_that_holds() {
         }
     }
     assert_eq!(format!("{:#?}", load(&told, &[]).unwrap()), default);
+}
+
+#[test]
+fn a_profiles_defaults_are_those_that_hold() {
+    let mut told = "[profiles.mesh]\n".to_owned();
+    for (key, default) in &documented()["profiles.NAME"] {
+        writeln!(told, "{key} = {default}").unwrap();
+    }
+    let empty = load("[profiles.mesh]", &[]).unwrap();
+    let told = load(&told, &[]).unwrap();
+    assert_eq!(format!("{told:?}"), format!("{empty:?}"));
 }
 
 #[test]
