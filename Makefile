@@ -9,7 +9,7 @@ scripts := .ci/run demo/demo.sh demo/stack.sh demo/transcript.sh demo/processes.
 	demo/compose/setup demo/compose/migrate demo/compose/enrol demo/compose/registry demo/compose/authz \
 	demo/compose/sidecar demo/compose/ready demo/compose/tpm demo/compose/test .ci/docker/start-engine \
 	.ci/docker/build-base-images testbed/setup testbed/postgres-cluster testbed/ports.sh testbed/run-tests permission/testdata/make \
-	poca/testdata/make
+	poca/testdata/make scripts/check-request
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r target what; do \
@@ -30,10 +30,11 @@ test: setup  ## build, and run all tests against real Postgres, Envoy and (simul
 compose-test:  ## build the images, run compose.yaml, break it, remove it again
 	@demo/compose/test
 
-lint: setup  ## formatting, clippy, the lock file, and the scripts
+lint: setup  ## formatting, clippy, the lock file, licences and dependencies, and the scripts
 	cargo metadata --locked --format-version 1 >/dev/null
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	.tools/bin/cargo-deny --locked check bans licenses sources
 	@for script in $(scripts); do bash -n "$$script" || exit; done
 	@if command -v shellcheck >/dev/null; then shellcheck -x -S warning $(scripts); \
 		else echo "lint: shellcheck is not installed, scripts were only parsed" >&2; fi
