@@ -191,3 +191,58 @@ async fn grpcurl_gets_no_reflection_from_envoys_listener() {
         "{refused}"
     );
 }
+
+/// Runs `scripts/check-request`; its output, or the exit status and what it complains about.
+fn check_request(arguments: &[&str]) -> Result<Value, (Option<i32>, String)> {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/check-request");
+    let output = Command::new(program).args(arguments).output().unwrap();
+    if output.status.success() {
+        Ok(serde_json::from_slice(&output.stdout).unwrap())
+    } else {
+        let said = String::from_utf8(output.stderr).unwrap();
+        Err((output.status.code(), said))
+    }
+}
+
+#[tokio::test]
+#[cfg_attr(not(target_arch = "x86_64"), ignore = "no grpcurl wheel")]
+async fn the_script_makes_the_request_that_envoy_would() {
+    let scene = Scene::start_with(&[
+        ("AGENT_GATEWAY__PROFILES__MESH__REQUESTS", "http"),
+        ("AGENT_GATEWAY__PROFILES__MESH__PORTS", "[8443]"),
+    ])
+    .await;
+    scene.grant().await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("agent.pem");
+    std::fs::write(&file, scene.agent.pem()).unwrap();
+    let der = folder.path().join("agent.der");
+    std::fs::write(&der, scene.agent.der()).unwrap();
+    let (pem, der) = (file.to_str().unwrap(), der.to_str().unwrap());
+    for (arguments, expected) in [
+        (&[pem, DESTINATION][..], "allowed"),
+        (&[der, DESTINATION], "allowed"),
+        (&[pem, "docstore"], "no_permission"),
+        (&[pem, "user@docstore"], "destination_invalid"),
+        (&["none", DESTINATION], "no_client_certificate"),
+        (&[pem, "https://docstore:8443/x?y", "mesh"], "allowed"),
+        (&[pem, "https://docstore/", "mesh"], "destination_invalid"),
+        (&[pem, "https://docstore:8443/", "other"], "profile_unknown"),
+        (&[pem, "https://docstore:8443/"], "method_not_allowed"),
+    ] {
+        let request = check_request(arguments).unwrap();
+        let answer = check(&scene, &request);
+        assert_eq!(
+            answer["dynamicMetadata"]["reason"], expected,
+            "{arguments:?}"
+        );
+    }
+
+    let (status, said) = check_request(&["/etc/passwd", DESTINATION]).unwrap_err();
+    assert_eq!(status, Some(65));
+    let expected = "error: /etc/passwd holds no certificate\nhint: ";
+    assert!(said.starts_with(expected), "{said}");
+    let (status, said) = check_request(&[pem]).unwrap_err();
+    assert_eq!(status, Some(64));
+    assert!(said.starts_with("usage: "), "{said}");
+}
