@@ -20,3 +20,4 @@ mod proofs;
 mod reloading;
 mod replays;
 mod scene;
+mod secrets;
