@@ -22,7 +22,7 @@ use crate::question::Question;
 use crate::report::{Report, Rounds, Target};
 
 /// Checks in flight at a time.
-const CONCURRENCY: [usize; 3] = [1, 16, 64];
+pub(crate) const CONCURRENCY: [usize; 3] = [1, 16, 64];
 
 /// Warm permissions, and all that the smaller registry has.
 pub(crate) const WARM: usize = 10_000;
@@ -74,7 +74,10 @@ impl Service {
 }
 
 /// An empty service whose answers are as long as ours to `questions` are on average.
-async fn empty_beside(asked: Asked, questions: &Arc<[Question]>) -> Result<(Empty, Asked)> {
+pub(crate) async fn empty_beside(
+    asked: Asked,
+    questions: &Arc<[Question]>,
+) -> Result<(Empty, Asked)> {
     let ours = load::run(asked, questions, questions.len(), 64).await?;
     #[expect(
         clippy::cast_possible_truncation,
@@ -98,10 +101,10 @@ fn count(effort: Effort, concurrency: usize) -> usize {
 }
 
 /// Name, unit, and where it stands.
-type Figure = (&'static str, &'static str, fn(&Measured) -> f64);
+pub(crate) type Figure = (&'static str, &'static str, fn(&Measured) -> f64);
 
 /// What a Check is judged by.
-const FIGURES: [Figure; 5] = [
+pub(crate) const FIGURES: [Figure; 5] = [
     ("cpu a check", "us", |round| round.cpu),
     ("checks a second", "1/s", |round| round.rate),
     ("p50", "us", |round| round.p50),
@@ -110,8 +113,9 @@ const FIGURES: [Figure; 5] = [
 ];
 
 /// Adds all figures of rounds of empty, ours, empty; `target` says what a figure must reach.
-fn compare(
+pub(crate) fn compare(
     report: &mut Report,
+    part: &'static str,
     name: &str,
     rounds: &[[Measured; 3]],
     target: impl Fn(&str) -> Option<Target>,
@@ -133,7 +137,7 @@ fn compare(
             after: column(2),
         };
         report.compare(
-            "checks",
+            part,
             &format!("{name}: {figure}"),
             unit,
             columns,

@@ -138,7 +138,7 @@ async fn ask_in_turn(
         let question = questions.get(number % questions.len());
         let question = question.context("no questions")?;
         let sent = Instant::now();
-        ask(&client, question.frame.clone(), &mut answer).await?;
+        ask(&client, question, &mut answer).await?;
         seen.latencies.push(micros(sent.elapsed()));
         let length = answer.len().saturating_sub(FRAME_HEAD);
         seen.bytes += length;
@@ -152,25 +152,35 @@ async fn ask_in_turn(
 }
 
 /// One call; `answer` is the frame that came back.
-async fn ask(client: &SendRequest<Bytes>, frame: Bytes, answer: &mut Vec<u8>) -> Result<()> {
+async fn ask(client: &SendRequest<Bytes>, question: &Question, answer: &mut Vec<u8>) -> Result<()> {
+    // Envoy's own for the two.
+    let timeout = if question.tail.is_empty() {
+        "2000m"
+    } else {
+        "5000m"
+    };
     let request = Request::post("http://authorization/envoy.service.auth.v3.Authorization/Check")
         .header("te", "trailers")
         .header("content-type", "application/grpc")
-        .header("grpc-timeout", "2000m")
+        .header("grpc-timeout", timeout)
         .header("x-envoy-internal", "true")
         .header("x-forwarded-for", "127.0.0.1")
         .body(())?;
     let mut client = client.clone().ready().await?;
     let (response, mut body) = client.send_request(request, false)?;
-    body.send_data(frame, true)?;
-    let mut received = response.await?.into_body();
+    body.send_data(question.frame.clone(), question.tail.is_empty())?;
+    if !question.tail.is_empty() {
+        body.send_data(question.tail.clone(), true)?;
+    }
+    let (head, mut received) = response.await?.into_parts();
     answer.clear();
     while let Some(data) = received.data().await {
         let data = data?;
         received.flow_control().release_capacity(data.len())?;
         answer.extend(data);
     }
-    let trailers = received.trailers().await?.context("no trailers")?;
+    // A refusal has none but its head.
+    let trailers = received.trailers().await?.unwrap_or(head.headers);
     let status = trailers.get("grpc-status").context("no gRPC status")?;
     ensure!(status == "0", "gRPC status {status:?}: {trailers:?}");
     Ok(())

@@ -1,5 +1,5 @@
-//! Measures the gateway: Checks beside an empty gRPC service, tunnels beside the same path without
-//! authorization, and how soon a revocation is felt.
+//! Measures the gateway: Checks about tunnels and tool calls beside an empty gRPC service, tunnels
+//! beside the same path without authorization, and how soon a revocation is felt.
 //!
 //! Machines differ and are noisy, so what counts are ratios: what is compared is measured in turn
 //! (A B A B …), each round gives one ratio, and the median of them is the result. The base against
@@ -11,8 +11,10 @@ mod checks;
 mod empty;
 mod load;
 mod memory;
+mod opa;
 mod population;
 mod question;
+mod relay;
 mod report;
 mod statistics;
 mod tunnels;
@@ -57,6 +59,12 @@ enum Command {
         /// Of each answer
         bytes: usize,
     },
+    /// Be a policy server that says yes
+    #[command(hide = true)]
+    Opa {
+        /// Of 127.0.0.1
+        port: u16,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -71,6 +79,8 @@ enum Part {
     Misses,
     /// Start and memory, with many permissions
     Memory,
+    /// Tool calls, with all that is decided about them
+    Relay,
     /// Set-ups and throughput of tunnels
     Tunnels,
     /// From a revocation to what agents see of it
@@ -102,8 +112,10 @@ impl Effort {
 #[tokio::main]
 async fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    if let Some(Command::Empty { port, bytes }) = arguments.command {
-        return empty::serve(port, bytes).await;
+    match arguments.command {
+        Some(Command::Empty { port, bytes }) => return empty::serve(port, bytes).await,
+        Some(Command::Opa { port }) => return opa::serve(port).await,
+        None => {}
     }
     let many = if arguments.short { 30_000 } else { 1_000_000 };
     let effort = Effort {
@@ -145,6 +157,9 @@ async fn measure(parts: &[Part], effort: Effort, report: &mut Report) -> Result<
             small.tell_complaints();
             large.tell_complaints();
         }
+    }
+    if wanted(Part::Relay) {
+        failed = failed.or(relay::measure(effort, report).await.err());
     }
     if any(&[Part::Revocation, Part::Tunnels]) {
         let far_end = FarEnd::start().await?;

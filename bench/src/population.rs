@@ -4,7 +4,8 @@ use std::fmt::Write as _;
 use std::ops::Range;
 use std::thread;
 
-use anyhow::{Result, anyhow};
+use anyhow::{Context as _, Result, anyhow};
+use bytes::Bytes;
 use permission::{Identity, Request, Spki};
 use testbed::rows::{Grant, Principal, Times};
 use testbed::{AuthzOptions, Bulk, ClientCertificate, Database, authz};
@@ -135,6 +136,37 @@ impl Registry {
         numbers.filter_map(question).collect()
     }
 
+    /// Where the tool is that is called.
+    pub(crate) fn first_destination(&self) -> Result<&str> {
+        let first = self.destinations.first().context("no destinations")?;
+        Ok(first)
+    }
+
+    /// Calls of a tool at the first destination by the agents in turn, all to be allowed: the
+    /// headers of each are what `headers` says about its caller.
+    pub(crate) fn calls(
+        &self,
+        agents: &Agents,
+        count: usize,
+        tail: &Bytes,
+        headers: impl Fn(usize, &str) -> Result<[(&'static str, String); 3]>,
+    ) -> Result<Vec<Question>> {
+        let callers = agents.0.iter().enumerate().cycle().take(count);
+        let destination = self.first_destination()?;
+        let question = |(number, agent): (usize, &Agent)| {
+            let id = format!("{}-{destination}", agent.identity);
+            let headers = headers(number, &agent.identity)?;
+            let verdict = Verdict::Allow(&id);
+            Ok(Question::of_call(
+                &agent.certificate,
+                headers,
+                tail,
+                verdict,
+            ))
+        };
+        callers.map(question).collect()
+    }
+
     /// As [`Registry::questions`], as the service asks the registry.
     pub(crate) fn requests(&self, agents: &Agents, numbers: Range<usize>) -> Result<Vec<Request>> {
         let pairs = numbers.filter_map(|number| self.pair(agents, number));
@@ -156,6 +188,11 @@ impl Registry {
 }
 
 impl Agents {
+    /// Who they are.
+    pub(crate) fn identities(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|agent| agent.identity.as_str())
+    }
+
     /// How many permissions they have.
     pub(crate) fn permissions(&self) -> usize {
         self.0.len() * DESTINATIONS

@@ -18,8 +18,10 @@ const PERMISSION_DENIED: i32 = 7;
 /// One Check.
 #[derive(Debug, Clone)]
 pub(crate) struct Question {
-    /// The gRPC frame.
+    /// The gRPC frame, but for `tail`.
     pub(crate) frame: Bytes,
+    /// Its end, where many questions share it.
+    pub(crate) tail: Bytes,
     expected: Expected,
 }
 
@@ -50,12 +52,42 @@ pub(crate) enum Answer {
 impl Question {
     /// Asks for `destination` on a connection with `certificate` (PEM, as Envoy encodes it).
     pub(crate) fn new(certificate: &str, destination: &str, verdict: Verdict<'_>) -> Self {
-        let message = check(certificate, destination).encode_to_vec();
-        let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
+        let http = HttpRequest {
+            method: "CONNECT".to_owned(),
+            host: destination.to_owned(),
+            headers: [request_id()].into(),
+            ..Default::default()
+        };
+        let message = check(certificate, http, "").encode_to_vec();
+        Self::framed(&message, Bytes::new(), verdict)
+    }
+
+    /// Asks about a tool call with these headers and the body that `tail` is of.
+    pub(crate) fn of_call(
+        certificate: &str,
+        headers: [(&str, String); 3],
+        tail: &Bytes,
+        verdict: Verdict<'_>,
+    ) -> Self {
+        let headers = headers.map(|(name, value)| (name.to_owned(), value));
+        let http = HttpRequest {
+            method: "POST".to_owned(),
+            host: "gateway".to_owned(),
+            path: "/relay".to_owned(),
+            headers: headers.into_iter().chain([request_id()]).collect(),
+            ..Default::default()
+        };
+        let message = check(certificate, http, "relay").encode_to_vec();
+        Self::framed(&message, tail.clone(), verdict)
+    }
+
+    fn framed(message: &[u8], tail: Bytes, verdict: Verdict<'_>) -> Self {
+        let length = u32::try_from(message.len() + tail.len()).unwrap_or(u32::MAX);
         // Not compressed; the length; the message.
-        let frame = [&[0], length.to_be_bytes().as_slice(), &message].concat();
+        let frame = [&[0], length.to_be_bytes().as_slice(), message].concat();
         Self {
             frame: frame.into(),
+            tail,
             expected: Expected::new(verdict),
         }
     }
@@ -109,24 +141,48 @@ impl Expected {
     }
 }
 
-/// What Envoy 1.40 sends for a CONNECT, with `envoy/envoy.yaml`.
-fn check(certificate: &str, destination: &str) -> CheckRequest {
+/// The end of a Check about a call with this body: what of a message comes twice is merged
+/// (Protocol Buffers, "Encoding", "Last One Wins"), so the body can follow all the rest.
+pub(crate) fn tail(body: Vec<u8>) -> Bytes {
+    let http = HttpRequest {
+        raw_body: body,
+        ..Default::default()
+    };
+    let request = Request {
+        http: Some(http),
+        ..Default::default()
+    };
+    let attributes = AttributeContext {
+        request: Some(request),
+        ..Default::default()
+    };
+    let check = CheckRequest {
+        attributes: Some(attributes),
+    };
+    check.encode_to_vec().into()
+}
+
+fn request_id() -> (String, String) {
+    let id = "726f12b3-a900-46de-b598-7aea95f9fa7c";
+    ("x-request-id".to_owned(), id.to_owned())
+}
+
+/// What Envoy 1.40 sends, with `envoy/envoy.yaml`.
+fn check(certificate: &str, http: HttpRequest, lane: &str) -> CheckRequest {
     let peer = |port, principal: &str, certificate: &str| Peer {
         address: Some(loopback(port)),
         principal: principal.to_owned(),
         certificate: certificate.to_owned(),
         ..Default::default()
     };
-    let id = "726f12b3-a900-46de-b598-7aea95f9fa7c".to_owned();
     let http = HttpRequest {
         id: "9207724745914340321".to_owned(),
-        method: "CONNECT".to_owned(),
-        host: destination.to_owned(),
         scheme: "https".to_owned(),
         protocol: "HTTP/2".to_owned(),
-        headers: [("x-request-id".to_owned(), id)].into(),
-        ..Default::default()
+        ..http
     };
+    let lane = Some(lane).filter(|lane| !lane.is_empty());
+    let lane = lane.map(|lane| ("lane".to_owned(), lane.to_owned()));
     let request = Request {
         time: Some(Timestamp {
             seconds: 1_795_353_726,
@@ -139,6 +195,7 @@ fn check(certificate: &str, destination: &str) -> CheckRequest {
             source: Some(peer(36630, "CN=agent", certificate)),
             destination: Some(peer(8443, "gateway", "")),
             request: Some(request),
+            context_extensions: lane.into_iter().collect(),
             metadata_context: Some(Metadata::default()),
             route_metadata_context: Some(Metadata::default()),
             ..Default::default()

@@ -18,6 +18,13 @@ pub(crate) fn cpu(process: u32) -> Result<Duration> {
     Ok(Duration::from_nanos(nanos))
 }
 
+/// CPU time of the calling thread.
+pub(crate) fn own_thread() -> Result<Duration> {
+    let stat = fs::read_to_string("/proc/thread-self/schedstat")?;
+    let ran = stat.split(' ').next().context("schedstat")?;
+    Ok(Duration::from_nanos(ran.parse()?))
+}
+
 /// Resident memory, in bytes.
 pub(crate) fn memory(process: u32) -> Result<f64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;

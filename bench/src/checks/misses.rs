@@ -103,6 +103,7 @@ pub(crate) async fn measure(
         }
         compare(
             report,
+            "checks",
             &format!("all-miss, c{concurrency}"),
             &rounds,
             |_| None,

@@ -39,7 +39,7 @@ pub(crate) async fn measure(
             ]);
         }
         let name = format!("half denied, c{concurrency}");
-        compare(report, &name, &rounds, |_| None);
+        compare(report, "checks", &name, &rounds, |_| None);
     }
     Ok(())
 }

@@ -89,11 +89,17 @@ fn tell(
         .map(|[before, few, _, after]| [*before, *few, *after])
         .collect();
     let name = format!("warm, {WARM} of {WARM}, c{concurrency}");
-    compare(report, &name, &beside_empty, |figure| match figure {
-        "cpu a check" if concurrency > 1 => Some(Target::AtMost(1.5)),
-        "p99" if concurrency == 64 => Some(Target::AtMost(1.5)),
-        _ => None,
-    });
+    compare(
+        report,
+        "checks",
+        &name,
+        &beside_empty,
+        |figure| match figure {
+            "cpu a check" if concurrency > 1 => Some(Target::AtMost(1.5)),
+            "p99" if concurrency == 64 => Some(Target::AtMost(1.5)),
+            _ => None,
+        },
+    );
     memory(report, &name, &beside_empty)?;
     for (figure, unit, value) in FIGURES {
         let sizes = Rounds {
