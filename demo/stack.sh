@@ -308,6 +308,10 @@ AGENT_GATEWAY_DATABASE_URL=\$(cat $(printf %q "$demo/secrets/admin.url"))
 AGENT_GATEWAY_TPM_USER_PIN=\$(cat $(printf %q "$demo/secrets/principal.pin"))
 export AGENT_GATEWAY_TRUST_ROOTS=$(printf %q "$trust_root") AGENT_GATEWAY_REGISTRY_ID=$registry_id
 export AGENT_GATEWAY_DATABASE_URL AGENT_GATEWAY_TPM_USER_PIN
+export AGENT_GATEWAY_GATEWAY=127.0.0.1:$gateway_port
+export AGENT_GATEWAY_CA=$(printf %q "$demo/certs/server-ca.pem")
+DOCSTORE=$docstore MESSAGING=$messaging
+ROOT_KEY=(${root_key[*]})
 DEMO=$(printf %q "$demo")
 END
 }
