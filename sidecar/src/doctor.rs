@@ -366,9 +366,19 @@ fn connect(entrance: &Entrance, destination: &str, findings: &mut Findings) {
         (hint, _) => hint,
     };
     let detail = format!("{destination}: {} {reason}: {error}", answer.status);
-    // What came over the network must not steer the terminal.
-    let shown = |text: &str| text.escape_debug().to_string();
     findings.failed("connect", shown(&detail), &shown(hint));
+}
+
+/// What came over the network must not steer the terminal.
+fn shown(text: &str) -> String {
+    let mut shown = String::new();
+    for character in text.chars() {
+        match character {
+            '\'' | '"' => shown.push(character),
+            other => shown.extend(other.escape_debug()),
+        }
+    }
+    shown
 }
 
 fn print_checks(checks: &[Check], as_json: bool) -> Result<(), OutputError> {
@@ -389,4 +399,15 @@ fn print_checks(checks: &[Check], as_json: bool) -> Result<(), OutputError> {
         }
     }
     print(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_gateway_says_is_readable_and_steers_no_terminal() {
+        assert_eq!(shown("it won't \"work\""), "it won't \"work\"");
+        assert_eq!(shown("a\u{1b}[2Jb\nc\u{202e}"), "a\\u{1b}[2Jb\\nc\\u{202e}");
+    }
 }
