@@ -130,6 +130,16 @@ impl RawClient {
         self.request(&all, false).await
     }
 
+    /// As [`Self::open`], and sends `early` without waiting for an answer.
+    pub async fn open_early(&mut self, authority: &[u8], early: &[u8]) -> Result<Outcome> {
+        let stream = self.next_stream;
+        self.next_stream += 2;
+        let headers = [(":method", &b"CONNECT"[..]), (":authority", authority)];
+        self.write_headers(stream, &headers, false).await?;
+        self.write_frame(DATA, 0, stream, early).await?;
+        self.outcome(stream).await
+    }
+
     /// Sends exactly these headers, pseudo-headers included.
     pub async fn request(&mut self, headers: &[(&str, &[u8])], end: bool) -> Result<Outcome> {
         let stream = self.next_stream;

@@ -11,6 +11,7 @@
 mod decider;
 mod dial;
 mod dns;
+mod early_data;
 mod entry;
 mod half_close;
 mod holder;
