@@ -41,6 +41,44 @@ fn refused(text: &str, environment: &[(&str, &str)]) -> String {
 }
 
 #[test]
+fn the_kubernetes_objects_fit_their_configuration() {
+    let config = load(include_str!("../../../deploy/kubernetes/config.toml"), &[]).unwrap();
+    let deployment = include_str!("../../../deploy/kubernetes/deployment.yaml");
+    let service = include_str!("../../../deploy/kubernetes/service.yaml");
+    let policy = include_str!("../../../deploy/kubernetes/networkpolicy.yaml");
+    for (name, addr) in [
+        ("grpc", config.server.grpc_addr),
+        ("metrics", config.admin.http_addr),
+    ] {
+        assert!(
+            addr.ip().is_unspecified(),
+            "{name}: pods are asked from elsewhere"
+        );
+        let port = addr.port();
+        assert!(deployment.contains(&format!("{{name: {name}, containerPort: {port}}}")));
+        assert!(service.contains(&format!(
+            "{{name: {name}, port: {port}, targetPort: {name}}}"
+        )));
+        assert!(policy.contains(&format!("{{port: {port}, protocol: TCP}}")));
+    }
+    let mount = "mountPath: /etc/agent-gateway/tls, readOnly: true";
+    assert!(deployment.contains(mount));
+    let tls = config.server.tls.unwrap();
+    for file in [tls.cert, tls.key, tls.client_ca] {
+        assert!(
+            file.starts_with("/etc/agent-gateway/tls"),
+            "{}",
+            file.display()
+        );
+    }
+    let variable = config.policy.database_url_env.unwrap();
+    assert!(deployment.contains(&format!("- name: {variable}\n")));
+    // Killed before it has let its tunnels end, it would cut them.
+    let drains = config.tunnel.drain_timeout_ms + config.server.shutdown_timeout_ms;
+    assert!(deployment.contains("terminationGracePeriodSeconds: 30") && drains < 30_000);
+}
+
+#[test]
 fn defaults_are_those_of_the_documentation() {
     let config = load("", &[]).unwrap();
     assert_eq!(config.server.grpc_addr.to_string(), "127.0.0.1:50051");
