@@ -11,6 +11,7 @@ use testbed::{ClientCertificate, Envoy, EnvoyOptions, Gateway, TunnelClient};
 
 use self::upstream::Upstream;
 use super::assert_denied;
+use super::audit::AuditFile;
 use super::open_tunnels::settings;
 
 /// What the tests' agents want, and `envoy/mesh/envoy.yaml` leads to.
@@ -123,6 +124,31 @@ async fn what_is_granted_is_let_through_and_told_who_called() {
     let answer = mesh.get(&mesh.agent, &[]).await;
     assert_denied(&answer, 403, "permission_revoked");
     assert_eq!(mesh.upstream.requests(), 1);
+}
+
+#[tokio::test]
+async fn requests_are_recorded_as_tunnels_are() {
+    let audit = AuditFile::new();
+    let setting = [("AUDIT__PATH", audit.path()), ("AUDIT__REPLICA", "gw-1")];
+    let mesh = Mesh::start_with(&setting, &[]).await;
+    let answer = mesh.get(&mesh.agent, &[]).await;
+    mesh.let_through(&answer);
+    let stranger = ClientCertificate::for_identity(AGENT).unwrap();
+    let denied = mesh.get(&stranger, &[]).await;
+    assert_denied(&denied, 403, "no_permission");
+    let records = audit.records();
+    for (answer, decision, reason) in [
+        (&answer, "allow", "allowed"),
+        (&denied, "deny", "no_permission"),
+    ] {
+        let id = answer.header("x-agent-gateway-decision-id").unwrap();
+        let its = |record: &&serde_json::Value| record["decision_id"] == id;
+        let record = records.iter().find(its).unwrap();
+        assert_eq!(record["decision"], decision, "{record}");
+        assert_eq!(record["reason"], serde_json::json!([reason]), "{record}");
+        assert_eq!(record["identity"], AGENT, "{record}");
+        assert_eq!(record["destination"], DESTINATION, "{record}");
+    }
 }
 
 #[tokio::test]
