@@ -330,11 +330,7 @@ fn without_authorization(config: &str, destination: SocketAddr) -> Result<String
             "          - name: envoy.filters.http.router\n",
             "",
         ),
-        (
-            "                typed_per_filter_config:\n",
-            "              - name: method_not",
-            "",
-        ),
+        // With it all routes but the tunnels'.
         (
             "                typed_per_filter_config:\n",
             "          http_filters:\n",

@@ -23,6 +23,27 @@ fn product_configuration_is_valid() {
     Envoy::validate(&EnvoyOptions::new(([127, 0, 0, 1], 1).into(), &pki)).unwrap();
 }
 
+#[tokio::test]
+async fn what_bench_compares_with_opens_tunnels_and_asks_nobody() {
+    let pki = GatewayPki::generate().unwrap();
+    let service = TcpService::start([127, 0, 0, 1], Behaviour::Echo);
+    let service = service.await.unwrap();
+    let nobody = ([127, 0, 0, 1], 1).into();
+    let envoy = Envoy::start(EnvoyOptions {
+        unauthorized: Some(service.addr()),
+        ..EnvoyOptions::new(nobody, &pki)
+    });
+    let envoy = envoy.await.unwrap();
+    let agent = ClientCertificate::for_identity("agent-alpha").unwrap();
+    let client = TunnelClient::connect(envoy.addr(), &pki, &agent);
+    let answer = client.await.unwrap().open("nowhere.test:1").await.unwrap();
+    let mut tunnel = answer.into_tunnel().unwrap();
+    tunnel.write_all(b"through").await.unwrap();
+    let mut echoed = [0; 7];
+    tunnel.read_exact(&mut echoed).await.unwrap();
+    assert_eq!(&echoed, b"through");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn client_without_certificate_is_cut_off() {
     let gateway = Gateway::start(dial("127.0.0.1:1")).await;
