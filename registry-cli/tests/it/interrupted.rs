@@ -44,6 +44,18 @@ async fn interrupted_at_a_question_nothing_is_changed() {
         .unwrap();
     assert!(granted.status.success(), "{granted:?}");
 
+    let root_file = crate::office::text(&office.path("root.pem"));
+    let root = office.done(&["root", "init", "--root-key-file", &root_file]);
+    let registry_id = "SELECT registry_id FROM registry_identity";
+    let registry_id = office.database.query(registry_id).unwrap();
+    let root_sign = [
+        &["root", "sign", "--root-key-file", &root_file][..],
+        &["--trust-root", root["spki"].as_str().unwrap()],
+        &["--registry-id", &registry_id],
+    ]
+    .concat();
+    let root_init = ["root", "init", "--root-handle", "0x81010020", "--pin"];
+
     let before = office.rows();
     let other = ["--handle", "0x81010011"];
     let new_pin = [&["register-key", "org-bob", "--pin"][..], &other].concat();
@@ -57,6 +69,8 @@ async fn interrupted_at_a_question_nothing_is_changed() {
         (&new_pin, &["new PIN for ", "the same again: "]),
         (&rotate, &["[y/N] "]),
         (&rotate, &["[y/N] ", "new PIN for ", "the same again: "]),
+        (&root_sign, &["[y/N] "]),
+        (&root_init, &["new PIN for "]),
     ] {
         let mut user = User::runs(&office, arguments)
             .with("AGENT_GATEWAY_TCTI", &tpm.tcti())

@@ -529,6 +529,51 @@ async fn a_whole_registry_moves_with_its_id_and_to_no_other() {
 }
 
 #[tokio::test]
+async fn of_lines_with_one_id_the_first_is_imported_and_another_named() {
+    let rooted = Rooted::signed().await;
+    rooted.done(&rooted.with_root(&["grant-scope", KEY, "messaging"]));
+    let offline = |destination: &str| {
+        let arguments = rooted
+            .office
+            .grant_arguments(&[("--destination", destination), ("--id", "perm-1")]);
+        let output = rooted
+            .office
+            .cli(&[&strs(&arguments)[..], &["--offline"]].concat());
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let (docstore, messaging) = (offline("docstore"), offline("messaging"));
+    let unsigned = docstore.replace("docstore:443", "elsewhere:443");
+    for (lines, status, expected) in [
+        (
+            [&docstore, &messaging],
+            73,
+            "line 2: permission perm-1 is there already",
+        ),
+        (
+            [&messaging, &docstore],
+            73,
+            "line 2: permission perm-1 is there already",
+        ),
+        ([&unsigned, &docstore], 65, "line 1: permission perm-1: "),
+    ] {
+        let file = rooted
+            .office
+            .file("twice.jsonl", lines.map(String::as_str).concat());
+        let (found, said) = rooted.refused(&["import", &file]);
+        assert_eq!(found, status, "{said}");
+        assert!(said.contains(expected), "{said}");
+        assert_eq!(rooted.office.count("permission_registry"), 0);
+    }
+    let file = rooted.office.file("twice.jsonl", docstore.repeat(2));
+    assert_eq!(
+        rooted.done(&["import", &file]),
+        json!({"imported": 1, "unchanged": 1})
+    );
+    assert_eq!(rooted.denial().await, None);
+}
+
+#[tokio::test]
 async fn half_a_trust_and_the_wrong_root_are_refused() {
     let it = Rooted::signed().await;
     let other = text(&it.office.path("other.pem"));
