@@ -234,6 +234,21 @@ impl Cache {
             .map_err(|_| Unavailable::Lookup(Arc::new(LookupError::TimedOut)))?
     }
 
+    /// What bounds it.
+    pub(crate) fn options(&self) -> &CacheOptions {
+        &self.0.options
+    }
+
+    /// What it reads from.
+    pub(crate) fn reader(&self) -> &Reader {
+        &self.0.reader
+    }
+
+    /// By which it knows what changed.
+    pub(crate) fn freshness(&self) -> &Freshness {
+        &self.0.freshness
+    }
+
     /// What it holds.
     pub fn stats(&self) -> CacheStats {
         let inner = &self.0;

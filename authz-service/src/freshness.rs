@@ -47,7 +47,7 @@ impl BootTime {
     }
 }
 
-/// Something that values rest on: a request's permissions, or a signing key.
+/// Something that values rest on: a request's permissions, a signing key, or an agent's `PoCA` keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Tag(usize);
 
@@ -144,6 +144,11 @@ impl Freshness {
         Self::slot(self.hasher.hash_one(("key", key_id)))
     }
 
+    /// The tag of an agent's `PoCA` keys.
+    pub fn poca_tag(&self, identity: &str) -> Tag {
+        Self::slot(self.hasher.hash_one(("poca", identity)))
+    }
+
     fn permission_tag(&self, identity: &str, spki: &[u8], destination: &str) -> Tag {
         Self::slot(self.hasher.hash_one((identity, spki, destination)))
     }
@@ -232,6 +237,7 @@ impl Freshness {
                 destination,
             } => self.permission_tag(identity, spki, destination),
             Change::SigningKey(key_id) => self.signing_key_tag(key_id),
+            Change::PocaKey(identity) => self.poca_tag(identity),
         }
     }
 

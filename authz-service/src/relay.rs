@@ -11,6 +11,7 @@ pub mod contracts;
 pub mod egress;
 pub mod envelope;
 mod files;
+mod keys;
 mod memory;
 pub mod nonces;
 pub mod policy;
@@ -30,7 +31,7 @@ use bytes::Bytes;
 use envoy_types::pb::envoy::service::auth::v3::attribute_context::HttpRequest;
 use envoy_types::pb::envoy::service::auth::v3::{AttributeContext, CheckResponse};
 use permission::{Destination, Identity, Request, Spki, Timestamp};
-use poca::Proof;
+use poca::PublicKey;
 use sha2::{Digest as _, Sha256};
 use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
@@ -45,6 +46,7 @@ use crate::resolver::Target as Dialled;
 use ::audit::{Event, Outcome, Record, Target};
 use contracts::Violation;
 use envelope::{Call, EnvelopeError, Form};
+use keys::{AgentKeys, Entry};
 use nonces::{Nonces, Refusal};
 use policy::opa::{Opa, OpaError};
 use policy::{Answer, Input};
@@ -74,6 +76,8 @@ const LANE: &str = "lane";
 pub struct Relay {
     point: Arc<DecisionPoint>,
     rules: Arc<CurrentRules>,
+    /// Agents' keys from the registry, beside those of the rules.
+    keys: AgentKeys,
     opa: Option<Opa>,
     nonces: Arc<dyn Nonces>,
     audit: Audit,
@@ -123,6 +127,15 @@ pub struct Forward {
     form: Form,
     /// When this was decided.
     decided_at: Timestamp,
+}
+
+/// A proof that was good, and what that rests on.
+#[derive(Debug)]
+struct Proven {
+    /// The agent's key.
+    key: PublicKey,
+    /// The registry's rows, where it has the key from there alone.
+    rows: Option<Arc<Entry>>,
 }
 
 /// No leave.
@@ -237,6 +250,7 @@ impl Relay {
     ) -> Self {
         let turns = available_parallelism().map_or(1, usize::from);
         Self {
+            keys: AgentKeys::new(point.cache.clone()),
             point,
             rules,
             opa,
@@ -308,7 +322,7 @@ impl Relay {
         asked.destination = Some(request.destination.clone());
         let grounds = self.point.grounds(&request, now(), deadline).await?;
         let proven = self
-            .proof(&http, &body, &leaf.identity, tool, &rules, deadline)
+            .proof(&http, &body, &request, tool, &rules, deadline)
             .await?;
         let contract = self.contract(&http, &body, &call, tool, &rules, deadline);
         let contract = contract.await?;
@@ -323,7 +337,9 @@ impl Relay {
         if !rules.egress.allows(&tool.url) {
             return Err(Denial::because(Reason::EgressDenied, &tool.url));
         }
-        let (grounds, target) = self.target(&request, grounds, tool, deadline).await?;
+        let (grounds, target) = self
+            .target(&request, grounds, proven, tool, deadline)
+            .await?;
         let decided_at = now();
         if grounds.ends_at <= decided_at {
             return Err(permission::Reason::PermissionExpired.into());
@@ -367,11 +383,11 @@ impl Relay {
         &self,
         http: &HttpRequest,
         body: &Bytes,
-        caller: &Identity,
+        request: &Request,
         tool: &Tool,
         rules: &Rules,
         deadline: Instant,
-    ) -> Result<Option<Proof>, Denial> {
+    ) -> Result<Option<Proven>, Denial> {
         let headers = poca::Headers {
             manifest: header(http, "x-poca-manifest"),
             signature: header(http, "x-poca-signature"),
@@ -384,21 +400,42 @@ impl Relay {
             let body = body.clone();
             move || Sha256::digest(&body).into()
         };
+        let payload_sha256 = self.work(body.len(), deadline, hash).await?;
+        let caller = &request.identity;
+        let rows = self.rows(request, deadline).await?;
+        let now = now();
+        let listed = rules.agents.keys(caller);
+        let counting = rows.counting(caller, &request.destination, now);
+        let keys: Vec<PublicKey> = listed.iter().copied().chain(counting).collect();
         let expected = poca::Expected {
             caller,
             tool: tool.name.as_str(),
-            payload_sha256: self.work(body.len(), deadline, hash).await?,
-            keys: rules.agents.keys(caller),
-            now: now(),
+            payload_sha256,
+            keys: &keys,
+            now,
             max_ttl: self.options.max_manifest_ttl,
         };
         let proof = poca::verify(&headers, &expected).map_err(Reason::Poca)?;
         // Last, so that nobody can use up another's.
         match self.nonces.use_up(&proof, expected.now, deadline).await {
-            Ok(()) => Ok(Some(proof)),
+            Ok(()) => Ok(Some(Proven {
+                key: proof.key(),
+                rows: (!listed.contains(&proof.key())).then_some(rows),
+            })),
             Err(Refusal::Used) => Err(Reason::Poca(poca::Reason::Replay).into()),
             Err(refusal) => Err(Denial::because(Reason::NoncesUnavailable, &refusal)),
         }
+    }
+
+    /// The registry's keys of whoever asks, for where it asks to go.
+    async fn rows(&self, request: &Request, deadline: Instant) -> Result<Arc<Entry>, Denial> {
+        let rows = self
+            .keys
+            .of(&request.identity, &request.destination, deadline);
+        // Apart: mostly nothing of it is waited for.
+        Box::pin(rows).await.map_err(|error| {
+            Denial::because(permission::Reason::RegistryUnavailable.into(), &error)
+        })
     }
 
     /// Holds the payload against the contract that the call names and the tool's own; returns the
@@ -463,6 +500,7 @@ impl Relay {
         &self,
         request: &Request,
         mut grounds: Grounds,
+        proven: Option<Proven>,
         tool: &Tool,
         deadline: Instant,
     ) -> Result<(Grounds, Dialled), Denial> {
@@ -470,11 +508,21 @@ impl Relay {
             .point
             .target(&request.destination, &tool.addresses, deadline)
             .await?;
+        let key = proven.as_ref().map(|proven| proven.key);
+        let mut rows = proven.and_then(|proven| proven.rows);
         for _ in 0..TRIES {
-            if self.point.still_hold(&grounds) {
+            let key_holds = rows.as_ref().is_none_or(|rows| self.keys.still_hold(rows));
+            if key_holds && self.point.still_hold(&grounds) {
                 return Ok((grounds, target));
             }
             grounds = self.point.grounds(request, now(), deadline).await?;
+            if let (Some(rows), Some(key)) = (&mut rows, key) {
+                *rows = self.rows(request, deadline).await?;
+                let mut counting = rows.counting(&request.identity, &request.destination, now());
+                if !counting.any(|counting| counting == key) {
+                    return Err(Reason::Poca(poca::Reason::UnknownCallerKey).into());
+                }
+            }
         }
         Err(Denial::because(
             permission::Reason::RegistryUnavailable.into(),

@@ -6,6 +6,7 @@ use p256::pkcs8::{DecodePublicKey as _, EncodePublicKey as _};
 use ring::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 
 use crate::permission::Permission;
+use crate::poca_key::PocaKey;
 use crate::spki::Spki;
 
 /// The one signature algorithm: ECDSA P-256 over SHA-256, signature in DER.
@@ -91,6 +92,18 @@ impl Verified<Permission> {
     ) -> Result<Self, SignatureInvalid> {
         key.check(&permission.canonical_bytes(), signature_der)?;
         Ok(Self(permission))
+    }
+}
+
+impl Verified<PocaKey> {
+    /// Checks that `key` signed the canonical bytes of an agent's key.
+    pub fn of_poca_key(
+        poca_key: PocaKey,
+        signature_der: &[u8],
+        key: &PrincipalKey,
+    ) -> Result<Self, SignatureInvalid> {
+        key.check(&poca_key.canonical_bytes(), signature_der)?;
+        Ok(Self(poca_key))
     }
 }
 

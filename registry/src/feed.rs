@@ -37,6 +37,8 @@ pub enum Change {
     },
     /// A signing key, or one of its scopes.
     SigningKey(String),
+    /// A `PoCA` key of this agent.
+    PocaKey(String),
 }
 
 /// One read of the feed.
@@ -429,8 +431,12 @@ impl FeedRow {
         if let Some(key) = &self.signing_key_id {
             return Some(Change::SigningKey(key.clone()));
         }
+        let identity = self.subject_identity.clone()?;
+        if self.destination.is_none() && self.subject_public_key_spki_der.is_none() {
+            return Some(Change::PocaKey(identity));
+        }
         Some(Change::Permission {
-            identity: self.subject_identity.clone()?,
+            identity,
             spki: self.subject_public_key_spki_der.clone()?,
             destination: self.destination.clone()?,
         })

@@ -14,6 +14,7 @@ mod inspect;
 mod listing;
 mod lookup;
 mod nonces;
+mod poca;
 mod revocation;
 mod rotation;
 mod schema;

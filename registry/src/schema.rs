@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use crate::connection::{OpenError, connect_options};
 
 /// The migrations, in order; the n-th brings a database to version n. Files are append-only.
-const MIGRATIONS: [(&str, &str); 5] = [
+const MIGRATIONS: [(&str, &str); 6] = [
     (
         "0001_signed_authorization_registry.sql",
         include_str!("../../migrations/0001_signed_authorization_registry.sql"),
@@ -29,6 +29,10 @@ const MIGRATIONS: [(&str, &str); 5] = [
     (
         "0005_heartbeat.sql",
         include_str!("../../migrations/0005_heartbeat.sql"),
+    ),
+    (
+        "0006_poca_keys.sql",
+        include_str!("../../migrations/0006_poca_keys.sql"),
     ),
 ];
 

@@ -92,7 +92,61 @@ impl Grant {
     }
 }
 
+/// The signed fields of an agent's `PoCA` key, as text.
+#[derive(Debug, Clone)]
+pub struct PocaKeyRow {
+    /// Primary key.
+    pub poca_key_id: String,
+    /// The agent.
+    pub identity: String,
+    /// Its Ed25519 key.
+    pub key: [u8; 32],
+    /// The window.
+    pub times: Times,
+}
+
+impl PocaKeyRow {
+    /// A key of that id that is valid now.
+    pub fn new(poca_key_id: &str, identity: &str, key: [u8; 32]) -> PocaKeyRow {
+        PocaKeyRow {
+            poca_key_id: poca_key_id.to_owned(),
+            identity: identity.to_owned(),
+            key,
+            times: Times::default(),
+        }
+    }
+}
+
 impl Principal {
+    /// Signs an agent's `PoCA` key and inserts it.
+    pub fn grant_poca_key(&self, database: &Database, row: &PocaKeyRow) -> Result<()> {
+        let text = [
+            "agent-gateway-poca-key-v1".to_owned(),
+            format!("poca_key_id={}", row.poca_key_id),
+            format!("signing_key_id={}", self.key_id),
+            format!("subject_identity={}", row.identity),
+            format!("ed25519_public_key={}", hex::encode(row.key)),
+            format!("not_before={}", row.times.not_before),
+            format!("not_after={}", row.times.not_after),
+            String::new(),
+        ]
+        .join("\n");
+        let signature: DerSignature = self.key.sign(text.as_bytes());
+        database.execute(&format!(
+            "INSERT INTO poca_keys
+                 (poca_key_id, signing_key_id, subject_identity, ed25519_public_key, not_before,
+                  not_after, signature)
+             VALUES ({}, {}, {}, {}, '{}', '{}', {})",
+            quoted(&row.poca_key_id),
+            quoted(&self.key_id),
+            quoted(&row.identity),
+            bytea(&row.key),
+            row.times.not_before,
+            row.times.not_after,
+            bytea(signature.as_bytes()),
+        ))
+    }
+
     /// A principal whose key is made from `seed`, 1 to 127.
     pub fn new(key_id: &str, seed: u8) -> Result<Principal> {
         let key = SigningKey::from_slice(&[seed; 32]).context("seed")?;

@@ -37,6 +37,10 @@ fn permission(identity: &str) -> Change {
     }
 }
 
+fn poca_key(identity: &str) -> Change {
+    Change::PocaKey(identity.to_owned())
+}
+
 fn key() -> Change {
     Change::SigningKey("org-alice".to_owned())
 }
@@ -92,6 +96,25 @@ async fn each_kind_of_write_names_what_it_touches() {
             "UPDATE principal_key_permissions SET revoked_at = now()",
             vec![key()],
         ),
+        (
+            "INSERT INTO poca_keys (poca_key_id, signing_key_id, subject_identity,
+                 ed25519_public_key, not_before, not_after, signature)
+             SELECT 'poca-' || n, 'org-alice', 'agent-' || n, sha256(n::text::bytea), now(),
+                 now() + '1 day', '' FROM generate_series(1, 2) n",
+            vec![poca_key("agent-1"), poca_key("agent-2")],
+        ),
+        (
+            "UPDATE poca_keys SET revoked_at = now() WHERE poca_key_id = 'poca-2'",
+            vec![poca_key("agent-2")],
+        ),
+        (
+            "UPDATE poca_keys SET subject_identity = 'agent-3' WHERE poca_key_id = 'poca-2'",
+            vec![poca_key("agent-2"), poca_key("agent-3")],
+        ),
+        (
+            "SET session_replication_role = replica; DELETE FROM poca_keys",
+            vec![poca_key("agent-1"), poca_key("agent-3")],
+        ),
         ("DELETE FROM principal_key_permissions", vec![key()]),
         (
             "UPDATE principal_signing_keys SET revoked_at = now()",
@@ -116,6 +139,7 @@ async fn each_kind_of_write_names_what_it_touches() {
     }
     for table in [
         "permission_registry",
+        "poca_keys",
         "principal_key_permissions",
         "principal_signing_keys",
     ] {

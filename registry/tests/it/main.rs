@@ -11,6 +11,7 @@ mod feed;
 mod lookup;
 mod nonces;
 mod outage;
+mod poca;
 mod schema;
 mod server;
 mod writer;

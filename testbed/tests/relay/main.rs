@@ -13,6 +13,7 @@ mod bodies;
 mod calls;
 mod contracts;
 mod entry;
+mod keys;
 mod opa;
 mod permissions;
 mod places;

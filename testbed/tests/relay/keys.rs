@@ -1,0 +1,156 @@
+//! Agents' keys from the registry's table: only what a principal with scope for the tool signed.
+
+use poca::SecretKey;
+use testbed::ClientCertificate;
+use testbed::caller::{Sent, Version};
+use testbed::gateway::AGENT;
+use testbed::rows::{PocaKeyRow, Principal, Times};
+use testbed::tunnel::Answer;
+
+use crate::scene::{Scene, assert_denied, manifest, signed};
+
+/// The key of the table, which `agents.yaml` doesn't have.
+fn key() -> SecretKey {
+    SecretKey::from_seed(&[8; 32])
+}
+
+fn row(id: &str) -> PocaKeyRow {
+    PocaKeyRow::new(id, AGENT, key().public_key().to_bytes())
+}
+
+/// A call of `echo` that this key proves.
+async fn call(scene: &Scene, key: &SecretKey) -> Answer {
+    let proof = signed(key, &manifest("echo", b"{}"));
+    let mut caller = scene.caller(Version::Http2).await;
+    let sent = Sent::whole("{}");
+    caller.call(&proof.with_json(), sent).await.unwrap()
+}
+
+/// A principal whose key may delegate that.
+fn principal(scene: &Scene, destination: &str) -> Principal {
+    let principal = Principal::new("org-bob", 11).unwrap();
+    let database = &scene.gateway.database;
+    principal.register(database).unwrap();
+    let times = Times::from_now(-7200, 60 * 86_400);
+    principal.scope(database, destination, &times).unwrap();
+    principal
+}
+
+#[tokio::test]
+async fn a_key_counts_from_its_row_to_its_revocation_beside_the_files() {
+    let scene = Scene::start().await;
+    let database = &scene.gateway.database;
+    assert_denied(&call(&scene, &key()).await, 403, "poca_sig_invalid");
+    let principal = principal(&scene, &scene.destination("echo"));
+    // Two at once, as while one takes over from another.
+    let next = SecretKey::from_seed(&[9; 32]);
+    principal.grant_poca_key(database, &row("poca-1")).unwrap();
+    let other = PocaKeyRow::new("poca-2", AGENT, next.public_key().to_bytes());
+    principal.grant_poca_key(database, &other).unwrap();
+    scene.settle().await;
+    for key in [&key(), &next, &crate::scene::key()] {
+        assert_eq!(call(&scene, key).await.status, 200);
+    }
+    database
+        .execute("UPDATE poca_keys SET revoked_at = now() WHERE poca_key_id = 'poca-1'")
+        .unwrap();
+    scene.settle().await;
+    assert_denied(&call(&scene, &key()).await, 403, "poca_sig_invalid");
+    assert_eq!(call(&scene, &next).await.status, 200);
+    assert_eq!(scene.echo.seen().len(), 4);
+}
+
+#[tokio::test]
+async fn an_agent_whose_only_keys_do_not_count_has_none() {
+    let scene = Scene::start().await;
+    let database = &scene.gateway.database;
+    let reads = scene.reads().await;
+    scene.files.write("agents.yaml", "agents: {}\n");
+    scene.reloaded(reads + 1).await;
+    let unknown = "poca_unknown_caller_pubkey";
+    let echo = scene.destination("echo");
+    // Of another tool's principal.
+    let principal = principal(&scene, &scene.destination("todos"));
+    principal.grant_poca_key(database, &row("poca-1")).unwrap();
+    scene.settle().await;
+    assert_denied(&call(&scene, &key()).await, 403, unknown);
+    principal
+        .scope(database, &echo, &Times::from_now(-7200, 60 * 86_400))
+        .unwrap();
+    scene.settle().await;
+    assert_eq!(call(&scene, &key()).await.status, 200);
+    // Each undone again: what was denied was denied for this.
+    for (harm, undo) in [
+        (
+            "UPDATE poca_keys SET ed25519_public_key = sha256('other')",
+            format!(
+                "UPDATE poca_keys SET ed25519_public_key = '\\x{}'",
+                hex::encode(key().public_key().to_bytes())
+            ),
+        ),
+        (
+            "UPDATE poca_keys SET subject_identity = 'agent-beta'",
+            format!("UPDATE poca_keys SET subject_identity = '{AGENT}'"),
+        ),
+        (
+            "UPDATE poca_keys SET not_after = not_after + interval '1 day'",
+            "UPDATE poca_keys SET not_after = not_after - interval '1 day'".to_owned(),
+        ),
+        (
+            "UPDATE principal_signing_keys SET revoked_at = now() WHERE key_id = 'org-bob'",
+            "UPDATE principal_signing_keys SET revoked_at = NULL WHERE key_id = 'org-bob'"
+                .to_owned(),
+        ),
+    ] {
+        database.execute(harm).unwrap();
+        scene.settle().await;
+        assert_denied(&call(&scene, &key()).await, 403, unknown);
+        database.execute(&undo).unwrap();
+        scene.settle().await;
+        assert_eq!(call(&scene, &key()).await.status, 200, "{undo}");
+    }
+    database.execute("DELETE FROM poca_keys").unwrap();
+    let expired = PocaKeyRow {
+        times: Times::from_now(-3600, -1),
+        ..row("poca-2")
+    };
+    principal.grant_poca_key(database, &expired).unwrap();
+    let others = PocaKeyRow {
+        identity: "agent-beta".to_owned(),
+        ..row("poca-3")
+    };
+    principal.grant_poca_key(database, &others).unwrap();
+    scene.settle().await;
+    assert_denied(&call(&scene, &key()).await, 403, unknown);
+}
+
+#[tokio::test]
+async fn a_key_without_a_permission_opens_nothing() {
+    let scene = Scene::start().await;
+    let principal = principal(&scene, &scene.destination("echo"));
+    let database = &scene.gateway.database;
+    principal.grant_poca_key(database, &row("poca-1")).unwrap();
+    scene.settle().await;
+    let stranger = ClientCertificate::for_identity(AGENT).unwrap();
+    let proof = signed(&key(), &manifest("echo", b"{}"));
+    let mut caller = scene.caller_with(&stranger, Version::Http2).await;
+    let sent = Sent::whole("{}");
+    let answer = caller.call(&proof.with_json(), sent).await.unwrap();
+    assert_denied(&answer, 403, "no_permission");
+    assert!(scene.echo.seen().is_empty());
+}
+
+#[tokio::test]
+async fn keys_that_can_not_be_read_are_no_decision() {
+    let scene = Scene::start().await;
+    assert_eq!(call(&scene, &crate::scene::key()).await.status, 200);
+    scene
+        .gateway
+        .database
+        .execute("DROP TABLE poca_keys; INSERT INTO registry_changes DEFAULT VALUES")
+        .unwrap();
+    scene.settle().await;
+    let answer = call(&scene, &crate::scene::key()).await;
+    assert_denied(&answer, 503, "registry_unavailable");
+    assert_eq!(scene.echo.seen().len(), 1);
+}
