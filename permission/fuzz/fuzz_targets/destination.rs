@@ -13,6 +13,6 @@ fuzz_target!(|text: &str| {
     assert!(shown.is_ascii() && !shown.contains(['@', '/', '?', '#', '%', '\\', ' ']));
     if let Host::Name(name) = destination.host() {
         assert!(name.parse::<std::net::IpAddr>().is_err());
-        assert_eq!(name, &name.to_ascii_lowercase());
+        assert_eq!(**name, *name.to_ascii_lowercase());
     }
 });
