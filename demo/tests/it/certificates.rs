@@ -19,6 +19,12 @@ fn only_the_servers_keys_are_kept_and_for_their_owner_alone() -> Result<()> {
         names.insert(entry.file_name().into_string().unwrap());
     }
     let expected = [
+        "authz-ca.pem",
+        "authz-key.pem",
+        "authz.pem",
+        "envoy-ca.pem",
+        "envoy-key.pem",
+        "envoy.pem",
         "mock-ca.pem",
         "mock-services-key.pem",
         "mock-services.pem",

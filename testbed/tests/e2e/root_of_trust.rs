@@ -30,7 +30,7 @@ CREATE TABLE kept_permissions AS TABLE permission_registry;
 CREATE TABLE kept_identity AS TABLE registry_identity;
 GRANT ALL ON kept_keys, kept_scopes, kept_permissions TO agent_gateway_writer;";
 const PUT_BACK: &str = "
-TRUNCATE permission_registry, principal_key_permissions, principal_signing_keys, registry_identity;
+TRUNCATE permission_registry, poca_keys, principal_key_permissions, principal_signing_keys, registry_identity;
 INSERT INTO principal_signing_keys SELECT * FROM kept_keys;
 INSERT INTO principal_key_permissions SELECT * FROM kept_scopes;
 INSERT INTO permission_registry SELECT * FROM kept_permissions;
