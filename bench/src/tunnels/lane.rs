@@ -15,8 +15,8 @@ use crate::population::setting;
 /// The one agent.
 const AGENT: &str = "agent-alpha";
 
-/// As many tunnels as one agent will have at a time, and some more.
-const MAX_TUNNELS: &str = "1100";
+/// As many tunnels as one agent will have at a time, beside those of the part before that are closing.
+const MAX_TUNNELS: &str = "2000";
 
 /// A TPM, a sidecar and an Envoy.
 #[derive(Debug)]
