@@ -4,12 +4,14 @@
 //! every read. One that has just answered is known to: it waits here for the next read, and goes
 //! back to the pool, with its rules, when it was idle or out for long.
 
+use std::mem;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
 use sqlx::postgres::PgPool;
 use sqlx::{PgConnection, Postgres};
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
@@ -29,8 +31,11 @@ pub(crate) struct Connections {
     followed: Followed,
     /// As many as the pool has connections: it does not know of those that wait here.
     places: Arc<Semaphore>,
-    idle: Arc<Mutex<Vec<Idle>>>,
+    idle: Arc<Shelf>,
 }
+
+#[derive(Debug, Default)]
+struct Shelf(Mutex<Vec<Idle>>);
 
 #[derive(Debug)]
 struct Idle {
@@ -97,7 +102,18 @@ impl Connections {
 
     /// Locked only to put one in, or take one out.
     fn idle(&self) -> MutexGuard<'_, Vec<Idle>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+        self.idle.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Shelf {
+    fn drop(&mut self) {
+        // Going back to the pool takes a task. Without a runtime there is no pool to go back to
+        // either, and sqlx would panic.
+        if Handle::try_current().is_err() {
+            let idle = self.0.get_mut().unwrap_or_else(PoisonError::into_inner);
+            idle.drain(..).for_each(mem::forget);
+        }
     }
 }
 

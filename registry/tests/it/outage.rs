@@ -132,3 +132,17 @@ async fn an_unreachable_database_or_a_bad_url_is_told_apart_and_no_password_is_r
         assert!(!format!("{error} {error:?}").contains("s3cret"));
     }
 }
+
+#[test]
+fn a_reader_may_outlive_its_runtime() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let (reader, database) = runtime.block_on(async {
+        let database = migrated().await;
+        let reader = reader(&database).await;
+        reader.facts(&request(), soon()).await.unwrap();
+        (reader, database)
+    });
+    drop(runtime);
+    drop(reader);
+    drop(database);
+}
