@@ -52,7 +52,9 @@ choose_ports() {
     swtpm_port=2321 principal_swtpm_port=2331 stranger_swtpm_port=2341 root_swtpm_port=2351
     proxy_port=3128 stranger_proxy_port=3129
     gateway_port=8443 envoy_admin_port=9901
-    grpc_port=50051 admin_grpc_port=50052 admin_http_port=9464
+    # Not the service's own 50051 and 50052: they lie where the kernel takes ports for outgoing
+    # connections, and one that closed a minute ago still keeps a listener off its port.
+    grpc_port=5051 admin_grpc_port=5052 admin_http_port=9464
     postgres_port=15432 service_port=8443 tool_port=8081
     local name
     for name in swtpm_port principal_swtpm_port stranger_swtpm_port root_swtpm_port; do
