@@ -88,12 +88,58 @@ async fn interrupted_at_a_question_nothing_is_changed() {
         assert_eq!(office.rows(), before, "{arguments:?}");
     }
     // Nor did a key come into being.
-    let handles = Command::new("tpm2_getcap")
-        .arg("handles-persistent")
+    assert_eq!(handles(&tpm, "handles-persistent"), "- 0x81010010\n");
+}
+
+fn handles(tpm: &Swtpm, kind: &str) -> String {
+    let listed = Command::new("tpm2_getcap")
+        .arg(kind)
         .env("TPM2TOOLS_TCTI", tpm.tcti())
         .output()
         .unwrap();
-    assert_eq!(handles.stdout, b"- 0x81010010\n");
+    String::from_utf8(listed.stdout).unwrap()
+}
+
+#[tokio::test]
+async fn interrupted_at_the_question_for_the_owners_pin_no_key_is_made() {
+    let tpm = Swtpm::start().unwrap();
+    let office = Office::with_scopes(&["docstore"]).await;
+    office.grant(&[]);
+    let set = Command::new("tpm2_changeauth")
+        .args(["-c", "owner", "landlord"])
+        .env("TPM2TOOLS_TCTI", tpm.tcti())
+        .status();
+    assert!(set.unwrap().success());
+    let before = office.rows();
+    for (arguments, agreed) in [
+        (&["register-key", "org-bob"][..], false),
+        (&["rotate-key", KEY, "org-alice-2"], true),
+        (&["root", "init", "--root-handle", "0x81010020"], false),
+    ] {
+        for typed in ["\x03", "tenant\x03"] {
+            let mut user = User::runs(&office, arguments)
+                .with("AGENT_GATEWAY_TCTI", &tpm.tcti())
+                .sits_down();
+            if agreed {
+                user.is_asked("[y/N] ");
+                user.types("y\n");
+            }
+            user.is_asked("PIN of the TPM's owner: ");
+            user.types(typed);
+            let (status, screen) = user.leaves();
+            assert_eq!(status, 130, "{arguments:?}: {screen}");
+            assert!(screen.ends_with(NOTHING), "{arguments:?}: {screen}");
+            assert!(!screen.contains("tenant"), "{screen}");
+            assert_eq!(office.rows(), before, "{arguments:?}");
+        }
+    }
+    for kind in [
+        "handles-persistent",
+        "handles-transient",
+        "handles-loaded-session",
+    ] {
+        assert_eq!(handles(&tpm, kind), "", "{kind}");
+    }
 }
 
 #[tokio::test]
