@@ -174,7 +174,7 @@ Example:
     Show(ShowArgs),
     /// Store signed permissions from a file, all of them or none
     ///
-    /// Every signature is verified, and what could not be used is refused, by its line. A
+    /// Every line's signature is verified, and what could not be used is refused, by its line. A
     /// permission that is there already is left as it is, also if it was revoked.
     #[command(after_help = "\
 Example:

@@ -202,6 +202,11 @@ async fn add(
         if let Some(fault) = fault(stored, now) {
             return Ok(Err(ImportError::Fault { line, id, fault }));
         }
+        // Of a row that was there already the registry has a signature of its own.
+        if !stored.is_signed_by(&row.signature) {
+            let fault = Fault::Denied(Reason::SignatureInvalid);
+            return Ok(Err(ImportError::Fault { line, id, fault }));
+        }
     }
     Ok(Ok(added.new))
 }

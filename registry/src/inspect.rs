@@ -36,6 +36,14 @@ impl Stored {
     pub fn candidate(&self) -> Result<Candidate, &'static str> {
         self.row.to_candidate(None, self.roots.as_ref())
     }
+
+    /// Whether its key made this signature too, over what it says.
+    pub fn is_signed_by(&self, signature_der: &[u8]) -> bool {
+        let signed = self.row.with_signature(signature_der);
+        signed
+            .to_candidate(None, None)
+            .is_ok_and(|candidate| candidate.is_signed())
+    }
 }
 
 /// The columns of a [`CandidateRow`], as the lookup reads them, for the permissions that `$which`

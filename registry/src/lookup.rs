@@ -35,7 +35,7 @@ pub enum LookupError {
 /// One candidate row with its key and the windows of its scopes, all as stored.
 ///
 /// Times are microseconds since the Unix epoch, so that none can be misread on the way.
-#[derive(Debug, sqlx::FromRow)]
+#[derive(Debug, Clone, sqlx::FromRow)]
 pub(crate) struct CandidateRow {
     pub(crate) permission_id: String,
     signing_key_id: String,
@@ -267,6 +267,14 @@ impl CandidateRow {
             &scopes,
             roots,
         ))
+    }
+
+    /// The same row, if this were its signature.
+    pub(crate) fn with_signature(&self, signature_der: &[u8]) -> Self {
+        Self {
+            signature: signature_der.to_vec(),
+            ..self.clone()
+        }
     }
 
     /// The row's key, if it is registered and one that can be used.

@@ -319,6 +319,64 @@ async fn what_is_exported_can_be_imported_elsewhere_and_stays_revoked() {
     assert_eq!(office.cli(&["export"]).stdout, exported.stdout);
 }
 
+/// Over the permission that the line says, by the principal's key, in hex.
+fn signature_by_openssl(office: &Office, line: &Value) -> String {
+    let field = |name: &str| line[name].as_str().unwrap();
+    let canonical = format!(
+        "agent-gateway-permission-v1\npermission_id={}\nsigning_key_id={}\nsubject_identity={}\n\
+         subject_public_key_spki_der={}\ndestination={}\nnot_before={}\nnot_after={}\n",
+        field("permission_id"),
+        field("key_id"),
+        field("identity"),
+        field("spki"),
+        field("destination"),
+        field("not_before"),
+        field("not_after"),
+    );
+    let (canonical, key) = (office.file("canonical.txt", canonical), office.key_file());
+    let signature = text(&office.path("canonical.sig"));
+    openssl(&[
+        "dgst", "-sha256", "-sign", &key, "-out", &signature, &canonical,
+    ]);
+    hex::encode(fs::read(signature).unwrap())
+}
+
+#[tokio::test]
+async fn line_is_verified_though_its_permission_is_there() {
+    let office = Office::with_scopes(&["docstore"]).await;
+    let id = [("--id", "a")];
+    let (file, line) = offline(&office, "first.jsonl", &id);
+    office.done(&["import", &file]);
+    let mut changed: Value = serde_json::from_str(&line).unwrap();
+    let (_, other) = offline(&office, "other.jsonl", &[("--id", "b")]);
+    let other: Value = serde_json::from_str(&other).unwrap();
+    changed["signature"] = other["signature"].clone();
+    let forged = office.file("forged.jsonl", format!("{changed}\n"));
+    // Another signature of the same text is as good.
+    changed["signature"] = json!(signature_by_openssl(&office, &changed));
+    assert_ne!(format!("{changed}\n"), line);
+    let again = office.file("again.jsonl", format!("{changed}\n"));
+    for revoked in [false, true] {
+        if revoked {
+            office.done(&["revoke", "--yes", "--id", "a"]);
+        }
+        let (status, said) = office.refused(&["import", &forged]);
+        assert_eq!(status, 65, "{said}");
+        assert!(
+            said.contains("line 1: permission a: signature_invalid"),
+            "{said}"
+        );
+        let before = office.rows();
+        for file in [&file, &again] {
+            assert_eq!(
+                office.done(&["import", file]),
+                json!({"imported": 0, "unchanged": 1})
+            );
+        }
+        assert_eq!(office.rows(), before);
+    }
+}
+
 #[tokio::test]
 async fn file_with_one_bad_line_is_imported_not_at_all() {
     let office = Office::with_scopes(&["docstore", "messaging"]).await;
