@@ -11,7 +11,7 @@ use envoy_types::pb::envoy::service::auth::v3::authorization_server::Authorizati
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
 use futures::stream::{BoxStream, pending, select};
 use futures::{Stream, StreamExt as _};
-use listeners::{Inherited, InheritedError, manager};
+use listeners::{Inherited, InheritedError, notify};
 use proto::admin::v1::debug_server::DebugServer;
 use proto::admin::v1::operations_server::OperationsServer;
 use registry::{Feed, NonceTable, OpenError, Reader};
@@ -169,7 +169,7 @@ pub async fn run(config: &Config, inherited: Inherited) -> Result<(), ServeError
         signal(SignalKind::interrupt())?,
     );
     let mut running = start(config, inherited).await?;
-    tell(manager::ready());
+    tell(notify::ready());
     let failed = tokio::select! {
         _ = terminate.recv() => None,
         _ = interrupt.recv() => None,
@@ -177,7 +177,7 @@ pub async fn run(config: &Config, inherited: Inherited) -> Result<(), ServeError
         ended = &mut running.admin => Some(ended),
         ended = &mut running.follower => Some(ended.map(Ok)),
     };
-    tell(manager::stopping());
+    tell(notify::stopping());
     running.stop(config).await;
     match failed {
         Some(Ok(ended)) => Ok(ended?),

@@ -8,7 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod inherited;
-pub mod manager;
+pub mod notify;
 mod private_socket;
 
 pub use inherited::{Inherited, InheritedError};

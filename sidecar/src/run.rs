@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use listeners::{Access, Inherited, InheritedError, PrivateSocket, SocketError, manager};
+use listeners::{Access, Inherited, InheritedError, PrivateSocket, SocketError, notify};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::{self, PemObject as _};
@@ -155,13 +155,13 @@ async fn serve(args: RunArgs, mut inherited: Inherited) -> Result<(), RunError> 
     let entrance = Entrance { address, token };
     announce(&dir, &lock, &entrance, &identity)?;
     gateway.connect_early();
-    tell(manager::ready());
+    tell(notify::ready());
     let port = proxy.serve(Listener::Port(listener), stop.clone());
     match socket {
         Some(socket) => drop(tokio::join!(port, proxy.serve(socket, stop))),
         None => port.await,
     }
-    tell(manager::stopping());
+    tell(notify::stopping());
     // Nobody is sent here any more, and the next sidecar may start.
     drop(lock);
     proxy.drain().await;
