@@ -18,9 +18,7 @@ use futures::{Stream, StreamExt as _};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use permission::{
-    Decision, Destination, Identity, IdentitySource, Leaf, Reason, Request, Spki, decide, judge,
-};
+use permission::{Decision, Identity, Reason, Request, Spki, decide, judge};
 use proto::admin::v1::debug_server::Debug as DebugService;
 use proto::admin::v1::{Candidate, ExplainRequest, ExplainResponse};
 use tokio::sync::Mutex;
@@ -29,7 +27,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tonic::Status;
 
 use crate::audit::Audit;
-use crate::check::{Telling, now};
+use crate::check::profiles::{Profile, Profiles};
+use crate::check::{Options, Telling, now};
 use crate::connections::Connection;
 use crate::decision_point::DecisionPoint;
 use crate::freshness::{BootTime, Freshness};
@@ -149,22 +148,28 @@ async fn metrics(State(probes): State<Probes>) -> impl IntoResponse {
 #[derive(Debug, Clone)]
 pub struct Explainer {
     point: Arc<DecisionPoint>,
+    profiles: Profiles,
     timeout: Duration,
 }
 
 impl Explainer {
-    /// `timeout` as for a Check.
-    pub fn new(point: Arc<DecisionPoint>, timeout: Duration) -> Self {
-        Self { point, timeout }
+    /// As Checks are answered with these options.
+    pub fn new(point: Arc<DecisionPoint>, options: &Options) -> Self {
+        Self {
+            point,
+            profiles: options.profiles.clone(),
+            timeout: options.timeout,
+        }
     }
 
+    /// The address, none where it isn't resolved here, or why not; and what was looked at.
     async fn explain(
         &self,
-        request: Result<Request, Reason>,
-    ) -> (Result<String, Reason>, Vec<Candidate>) {
+        request: Result<(Request, bool), Reason>,
+    ) -> (Result<Option<String>, Reason>, Vec<Candidate>) {
         let (now, deadline) = (now(), Instant::now() + self.timeout);
-        let request = match request {
-            Ok(request) => request,
+        let (request, resolve) = match request {
+            Ok(asked) => asked,
             Err(reason) => return (Err(reason), Vec::new()),
         };
         let Ok(facts) = self.point.registry.facts(&request, deadline).await else {
@@ -183,15 +188,17 @@ impl Explainer {
         });
         let candidates = candidates.collect();
         let decided = match decide(&facts, &request, now) {
+            Decision::Allow(_) if !resolve => Ok(None),
             Decision::Allow(_) => {
                 let DecisionPoint { addresses, .. } = &*self.point;
                 let target = self.point.target(&request.destination, addresses, deadline);
                 let target = target.await;
-                target.map_err(|denial| denial.reason)
+                let address = target.map(|target| Some(target.address.to_string()));
+                address.map_err(|denial| denial.reason)
             }
             Decision::Deny(reason) => Err(reason),
         };
-        (decided.map(|target| target.address.to_string()), candidates)
+        (decided, candidates)
     }
 }
 
@@ -202,9 +209,13 @@ impl DebugService for Explainer {
         request: tonic::Request<ExplainRequest>,
     ) -> Result<tonic::Response<ExplainResponse>, Status> {
         let asked = request.into_inner();
-        let source = IdentitySource::Extension(self.point.oid.clone());
-        let caller = caller(&asked, &source)?;
-        let destination = asked.destination.parse::<Destination>();
+        let name = Some(&*asked.profile).filter(|name| !name.is_empty());
+        let profile = self.profiles.named(name).ok_or(Reason::ProfileUnknown);
+        let caller = caller(&asked, profile)?;
+        let destination = profile.and_then(|profile| {
+            let destination = profile.destination("https", &asked.destination);
+            destination.map_err(|denial| denial.reason)
+        });
         let mut answer = ExplainResponse {
             decided_at: now().to_string(),
             ..Default::default()
@@ -216,13 +227,14 @@ impl DebugService for Explainer {
         if let Ok(destination) = &destination {
             answer.destination = destination.to_string();
         }
-        let request = caller.and_then(|(identity, spki)| {
-            let destination = destination.map_err(|_| Reason::DestinationInvalid)?;
-            Ok(Request {
+        let request = profile.and_then(|profile| {
+            let (identity, spki) = caller?;
+            let request = Request {
                 identity,
                 spki,
-                destination,
-            })
+                destination: destination?,
+            };
+            Ok((request, profile.resolve))
         });
         let (decided, candidates) = self.explain(request).await;
         answer.candidates = candidates;
@@ -230,7 +242,7 @@ impl DebugService for Explainer {
             Ok(dial) => {
                 "allow".clone_into(&mut answer.decision);
                 "allowed".clone_into(&mut answer.reason);
-                answer.dial = dial;
+                answer.dial = dial.unwrap_or_default();
             }
             Err(reason) => {
                 "deny".clone_into(&mut answer.decision);
@@ -245,15 +257,15 @@ impl DebugService for Explainer {
 /// Who is asked about: by certificate, or by identity and key.
 fn caller(
     asked: &ExplainRequest,
-    source: &IdentitySource,
+    profile: Result<&Profile, Reason>,
 ) -> Result<Result<(Identity, Spki), Reason>, Status> {
     let by_certificate = !asked.certificate_pem.is_empty();
     let by_parts = !asked.identity.is_empty() && !asked.spki_hex.is_empty();
     let any_part = !asked.identity.is_empty() || !asked.spki_hex.is_empty();
     match (by_certificate, any_part, by_parts) {
-        (true, false, _) => Ok(Leaf::from_pem(asked.certificate_pem.as_bytes(), source)
-            .map(|leaf| (leaf.identity, leaf.spki))
-            .map_err(Reason::from)),
+        (true, false, _) => Ok(profile
+            .and_then(|profile| profile.leaf(asked.certificate_pem.as_bytes()))
+            .map(|leaf| (leaf.identity, leaf.spki))),
         (false, _, true) => {
             let identity = Identity::parse(&asked.identity)
                 .map_err(|error| Status::invalid_argument(error.to_string()))?;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use permission::{Decision, Destination, ExtensionOid, Id, Reason, Request, Timestamp, decide};
+use permission::{Decision, Destination, Id, Reason, Request, Timestamp, decide};
 use registry::Reader;
 use tokio::time::{Instant, timeout_at};
 
@@ -24,8 +24,6 @@ pub struct DecisionPoint {
     pub resolver: Resolver,
     /// Which addresses may be dialled.
     pub addresses: AddressPolicy,
-    /// Where certificates hold the identity.
-    pub oid: ExtensionOid,
 }
 
 /// Leave to open one tunnel to one address, or to send one request on.

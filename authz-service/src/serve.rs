@@ -259,12 +259,14 @@ async fn start(config: &Config, mut inherited: Inherited) -> Result<Running, Ser
         metrics.clone(),
     );
     let check_timeout = Duration::from_millis(config.server.check_timeout_ms);
+    let check_options = config.check_options();
+    let explainer = Explainer::new(Arc::clone(&point), &check_options);
     let checks = Checks::new(
         Arc::clone(&point),
         relay,
         audit.clone(),
         metrics.clone(),
-        config.check_options(),
+        check_options,
     );
 
     let from = &mut inherited;
@@ -310,7 +312,6 @@ async fn start(config: &Config, mut inherited: Inherited) -> Result<Running, Ser
     let stopped = stop.clone().cancelled_owned();
     let envoy = tasks.spawn(calls.serve_with_incoming_shutdown(envoy_incoming, stopped));
 
-    let explainer = Explainer::new(point, check_timeout);
     let calls = admin_calls(check_timeout, checks, explainer, operations, health_service)?;
     let incoming = admin_connections(admin_grpc, admin_socket);
     let stopped = stop.clone().cancelled_owned();
@@ -420,7 +421,6 @@ async fn decision_point(
         registry,
         resolver,
         addresses,
-        oid: config.policy.client_ext_oid.clone(),
     })
 }
 

@@ -54,10 +54,7 @@ pub(super) fn read(
     };
     asked.identity = Some(leaf.identity.clone());
     asked.spki = Some(leaf.spki.clone());
-    let destination = match profile.requests {
-        Requests::Connect => http.host.parse().map_err(|_| Reason::DestinationInvalid)?,
-        Requests::Http => destination(http, profile)?,
-    };
+    let destination = profile.destination(&http.scheme, &http.host)?;
     asked.destination = Some(destination.clone());
     Ok(Request {
         identity: leaf.identity.clone(),
@@ -83,27 +80,6 @@ fn forwarded(http: &HttpRequest, profile: &Profile) -> Result<Arc<Leaf>, Denial>
         Some(Forwarded::Chain(encoded)) => profile.certificates.read_first(&encoded)?,
         None => return Err(Reason::NoClientCertificate.into()),
     })
-}
-
-/// Where an HTTP request goes. Both scheme and authority are the client's words: that they lead
-/// where Envoy's route does is what the profile's ports are for.
-fn destination(http: &HttpRequest, profile: &Profile) -> Result<Destination, Denial> {
-    let invalid = |cause: String| Denial {
-        reason: Reason::DestinationInvalid,
-        cause: Some(cause),
-    };
-    let port = match http.scheme.as_str() {
-        "https" => 443,
-        "http" => 80,
-        _ => return Err(invalid("its scheme is neither http nor https".to_owned())),
-    };
-    let destination = Destination::with_default_port(&http.host, port)
-        .map_err(|error| invalid(error.to_string()))?;
-    if !profile.ports.contains(&destination.port()) {
-        let port = destination.port();
-        return Err(invalid(format!("port {port} is none of the profile's")));
-    }
-    Ok(destination)
 }
 
 /// What a request becomes after an upgrade nobody looks at, and it has no end.

@@ -56,13 +56,18 @@ impl Certificates {
             return Ok(leaf);
         }
         let pem: Vec<u8> = percent_decode_str(encoded).collect();
-        let leaf = Arc::new(Leaf::from_pem(&pem, &self.source)?);
+        let leaf = Arc::new(self.leaf(&pem)?);
         self.leaves.insert(encoded.to_owned(), Arc::clone(&leaf));
         Ok(leaf)
     }
 }
 
 impl Certificates {
+    /// The leaf in a PEM text, which is not remembered.
+    pub(super) fn leaf(&self, pem: &[u8]) -> Result<Leaf, Reason> {
+        Ok(Leaf::from_pem(pem, &self.source)?)
+    }
+
     /// As [`Certificates::read`], of the first of several: the leaf of a chain.
     pub(super) fn read_first(&self, encoded: &str) -> Result<Arc<Leaf>, Reason> {
         const END: &str = "-----END CERTIFICATE-----";

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 
 use envoy_types::pb::envoy::service::auth::v3::AttributeContext;
-use permission::{ExtensionOid, IdentitySource};
+use permission::{Destination, ExtensionOid, IdentitySource, Leaf, Reason};
 use serde::Deserialize;
 
 use super::certificates::Certificates;
+use crate::decision_point::Denial;
 
 /// The profile that always exists: CONNECT, by our own Envoy and the sidecar's certificates.
 pub const TUNNEL: &str = "tunnel";
@@ -78,12 +79,12 @@ pub enum IdentityFrom {
 
 /// A profile at work.
 #[derive(Debug, Clone)]
-pub(super) struct Profile {
+pub(crate) struct Profile {
     pub(super) requests: Requests,
     pub(super) certificate: CertificateFrom,
     pub(super) certificates: Certificates,
-    pub(super) ports: Vec<u16>,
-    pub(super) resolve: bool,
+    ports: Vec<u16>,
+    pub(crate) resolve: bool,
 }
 
 impl Profile {
@@ -100,6 +101,35 @@ impl Profile {
             ports: options.ports.clone(),
             resolve: options.resolve,
         }
+    }
+
+    /// The client's certificate, as a PEM text.
+    pub(crate) fn leaf(&self, pem: &[u8]) -> Result<Leaf, Reason> {
+        self.certificates.leaf(pem)
+    }
+
+    /// Where a request goes. Of HTTP requests both scheme and authority are the client's words: that
+    /// they lead where Envoy's route does is what the ports are for.
+    pub(crate) fn destination(&self, scheme: &str, host: &str) -> Result<Destination, Denial> {
+        let invalid = |cause: String| Denial {
+            reason: Reason::DestinationInvalid,
+            cause: Some(cause),
+        };
+        if self.requests == Requests::Connect {
+            return host.parse().map_err(|_| Reason::DestinationInvalid.into());
+        }
+        let port = match scheme {
+            "https" => 443,
+            "http" => 80,
+            _ => return Err(invalid("its scheme is neither http nor https".to_owned())),
+        };
+        let destination = Destination::with_default_port(host, port)
+            .map_err(|error| invalid(error.to_string()))?;
+        if !self.ports.contains(&destination.port()) {
+            let port = destination.port();
+            return Err(invalid(format!("port {port} is none of the profile's")));
+        }
+        Ok(destination)
     }
 }
 
@@ -137,7 +167,13 @@ impl Profiles {
 
     /// The one that the route names; none if it names one that isn't there.
     pub(super) fn of(&self, attributes: &AttributeContext) -> Option<&Profile> {
-        match attributes.context_extensions.get(CONTEXT_EXTENSION) {
+        let name = attributes.context_extensions.get(CONTEXT_EXTENSION);
+        self.named(name.map(String::as_str))
+    }
+
+    /// The one of this name, or else the default.
+    pub(crate) fn named(&self, name: Option<&str>) -> Option<&Profile> {
+        match name {
             Some(name) => self.named.get(name),
             None => self.default.as_ref(),
         }

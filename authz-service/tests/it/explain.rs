@@ -194,6 +194,80 @@ async fn what_cannot_be_read_is_a_denied_decision() {
 }
 
 #[tokio::test]
+async fn a_certificate_is_read_by_the_profile_that_is_named() {
+    const MESH: &[(&str, &str)] = &[
+        ("AGENT_GATEWAY__PROFILES__MESH__REQUESTS", "http"),
+        ("AGENT_GATEWAY__PROFILES__MESH__IDENTITY", "spiffe_id"),
+        ("AGENT_GATEWAY__PROFILES__MESH__PORTS", "[8443]"),
+        ("AGENT_GATEWAY__PROFILES__MESH__RESOLVE", "false"),
+    ];
+    const SVID: &str = "spiffe://example.org/ns/agents/sa/alpha";
+    let scene = Scene::start_with(MESH).await;
+    let workload = ClientCertificate::builder().uri(SVID).build().unwrap();
+    let grant = Grant::new(SVID, workload.spki_der(), DESTINATION);
+    scene.principal.grant(&scene.database, &grant).unwrap();
+    scene.grant().await;
+    let question = |certificate: &ClientCertificate, profile: &str, destination: &str| {
+        scene.explain(ExplainRequest {
+            certificate_pem: certificate.pem().to_owned(),
+            destination: destination.to_owned(),
+            profile: profile.to_owned(),
+            ..Default::default()
+        })
+    };
+    let allowed = question(&workload, "mesh", DESTINATION).await;
+    assert_eq!(
+        (&*allowed.decision, &*allowed.identity, &*allowed.dial),
+        ("allow", SVID, "")
+    );
+    let tunnel = question(&scene.agent, "tunnel", DESTINATION).await;
+    assert_eq!(
+        (&*tunnel.decision, &*tunnel.identity, &*tunnel.dial),
+        ("allow", AGENT, "127.0.0.1:8443")
+    );
+    for (certificate, profile, destination, reason) in [
+        (&workload, "", DESTINATION, "identity_extension_missing"),
+        (
+            &scene.agent,
+            "mesh",
+            DESTINATION,
+            "identity_extension_missing",
+        ),
+        // A port that the profile doesn't serve, named and by the scheme.
+        (&workload, "mesh", "docstore:8444", "destination_invalid"),
+        (&workload, "mesh", "docstore", "destination_invalid"),
+        (&workload, "other", DESTINATION, "profile_unknown"),
+    ] {
+        let answer = question(certificate, profile, destination).await;
+        assert_eq!((&*answer.decision, &*answer.reason), ("deny", reason));
+    }
+}
+
+#[tokio::test]
+async fn the_profile_of_routes_that_name_none_is_explanations_too() {
+    let scene = Scene::start_with(&[
+        ("AGENT_GATEWAY__PROFILES__MESH__IDENTITY", "common_name"),
+        ("AGENT_GATEWAY__POLICY__PROFILE", "mesh"),
+    ])
+    .await;
+    scene.grant().await;
+    // Its only common name is "agent", for whom nothing is granted.
+    let mut question = ExplainRequest {
+        certificate_pem: scene.agent.pem().to_owned(),
+        destination: DESTINATION.to_owned(),
+        ..Default::default()
+    };
+    let answer = scene.explain(question.clone()).await;
+    assert_eq!(
+        (&*answer.reason, &*answer.identity),
+        ("no_permission", "agent")
+    );
+    "tunnel".clone_into(&mut question.profile);
+    let answer = scene.explain(question).await;
+    assert_eq!((&*answer.reason, &*answer.identity), ("allowed", AGENT));
+}
+
+#[tokio::test]
 async fn where_a_name_leads_is_explained() {
     let scene = Scene::start().await;
     for (destination, address) in [
