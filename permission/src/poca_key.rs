@@ -1,5 +1,7 @@
 //! An agent's key for proofs of context (`PoCA`), and the bytes by which a principal vouches for it.
 
+use std::collections::BTreeSet;
+
 use crate::canonical::{CanonicalError, Lines};
 use crate::decide::{Scope, Signer};
 use crate::destination::Destination;
@@ -70,7 +72,7 @@ impl PocaKey {
     }
 }
 
-/// A row with such a key, together with what its validity hangs on for one destination.
+/// A row with such a key, together with what its validity hangs on.
 ///
 /// Everything that doesn't depend on the time is settled when this is made, signatures included.
 #[derive(Debug, Clone)]
@@ -79,7 +81,6 @@ pub struct PocaCandidate {
     is_signed: bool,
     revoked: bool,
     signer: Option<Standing>,
-    destination: Destination,
     scopes: Vec<Delegated>,
 }
 
@@ -92,8 +93,9 @@ struct Standing {
 }
 
 /// When a scope counts that was not taken back, and whether by the word of the roots.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Delegated {
+    destination: Destination,
     window: Window,
     trusted: bool,
 }
@@ -103,19 +105,19 @@ impl PocaCandidate {
     /// `roots` those of key and scopes.
     ///
     /// `signer` is the registered key that the row names, or `None` where there is none that can be
-    /// used; of `scopes` those for `destination` are taken.
+    /// used; `scopes` are that key's, for every destination that will be asked about.
     pub fn new(
         key: PocaKey,
         revoked: bool,
         signature_der: &[u8],
         signer: Option<&Signer>,
-        destination: Destination,
         scopes: &[Scope],
         roots: Option<&TrustRoots>,
     ) -> Self {
         let key_id = &key.signing_key_id;
-        let applies = |scope: &&Scope| !scope.revoked && scope.destination == destination;
-        let scopes = scopes.iter().filter(applies).map(|scope| Delegated {
+        let scopes = scopes.iter().filter(|scope| !scope.revoked);
+        let scopes = scopes.map(|scope| Delegated {
+            destination: scope.destination.clone(),
             window: scope.window,
             trusted: signer.is_some_and(|signer| signer.may_delegate(key_id, scope, roots)),
         });
@@ -133,7 +135,6 @@ impl PocaCandidate {
             is_signed,
             revoked,
             signer: standing,
-            destination,
             scopes,
         }
     }
@@ -189,18 +190,37 @@ impl PocaCandidate {
         now: Timestamp,
     ) -> Result<(), Reason> {
         self.vouched(identity, now)?;
-        if self.destination != *destination {
-            return Err(Reason::ScopeMissing);
-        }
-        let active = |scope: &&Delegated| scope.window.position(now) == Position::Within;
-        let mut active = self.scopes.iter().filter(active).peekable();
-        if active.peek().is_none() {
-            return Err(Reason::ScopeMissing);
-        }
-        if !active.any(|scope| scope.trusted) {
+        let mut active = self
+            .active(now)
+            .filter(|scope| scope.destination == *destination);
+        let first = active.next().ok_or(Reason::ScopeMissing)?;
+        if !first.trusted && !active.any(|scope| scope.trusted) {
             return Err(Reason::ScopeUntrusted);
         }
         Ok(())
+    }
+
+    /// Where calls of this agent may be proven under the key now: at one destination at least, each
+    /// of them named once.
+    pub fn reach(
+        &self,
+        identity: &Identity,
+        now: Timestamp,
+    ) -> Result<BTreeSet<&Destination>, Reason> {
+        self.vouched(identity, now)?;
+        if self.active(now).next().is_none() {
+            return Err(Reason::ScopeMissing);
+        }
+        let trusted = self.active(now).filter(|scope| scope.trusted);
+        let reach: BTreeSet<_> = trusted.map(|scope| &scope.destination).collect();
+        if reach.is_empty() {
+            return Err(Reason::ScopeUntrusted);
+        }
+        Ok(reach)
+    }
+
+    fn active(&self, now: Timestamp) -> impl Iterator<Item = &Delegated> {
+        (self.scopes.iter()).filter(move |scope| scope.window.position(now) == Position::Within)
     }
 }
 

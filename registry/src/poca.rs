@@ -4,6 +4,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use permission::{
     Destination, Id, Identity, PocaCandidate, PocaKey, PrincipalKey, Scope, Signer, TrustRoots,
+    Window,
 };
 use sqlx::PgConnection;
 use tokio::time::Instant;
@@ -125,15 +126,13 @@ impl PocaRow {
         destination: &Destination,
         roots: Option<&TrustRoots>,
     ) -> Result<PocaCandidate, &'static str> {
-        let key = PocaKey {
-            poca_key_id: Id::parse(&self.poca_key_id).map_err(|_| "poca_key_id")?,
-            signing_key_id: Id::parse(&self.signing_key_id).map_err(|_| "signing_key_id")?,
-            subject_identity: Identity::parse(&self.subject_identity)
-                .map_err(|_| "subject_identity")?,
-            ed25519_public_key: (self.ed25519_public_key.as_slice().try_into())
-                .map_err(|_| "ed25519_public_key")?,
-            window: window(self.not_before, self.not_after).ok_or("not_before")?,
-        };
+        let key = poca_key(
+            &self.poca_key_id,
+            &self.signing_key_id,
+            &self.subject_identity,
+            &self.ed25519_public_key,
+            window(self.not_before, self.not_after),
+        )?;
         let windows = self.scope_not_before.iter().zip(&self.scope_not_after);
         let scopes: Vec<_> = windows
             .zip(&self.scope_root_signature)
@@ -151,7 +150,6 @@ impl PocaRow {
             self.revoked,
             &self.signature,
             self.signer().as_ref(),
-            destination.clone(),
             &scopes,
             roots,
         ))
@@ -170,4 +168,21 @@ impl PocaRow {
             root_signature: self.key_root_signature.clone(),
         })
     }
+}
+
+/// What a row says, or the column that holds what no such key can hold.
+pub(crate) fn poca_key(
+    poca_key_id: &str,
+    signing_key_id: &str,
+    subject_identity: &str,
+    ed25519_public_key: &[u8],
+    window: Option<Window>,
+) -> Result<PocaKey, &'static str> {
+    Ok(PocaKey {
+        poca_key_id: Id::parse(poca_key_id).map_err(|_| "poca_key_id")?,
+        signing_key_id: Id::parse(signing_key_id).map_err(|_| "signing_key_id")?,
+        subject_identity: Identity::parse(subject_identity).map_err(|_| "subject_identity")?,
+        ed25519_public_key: (ed25519_public_key.try_into()).map_err(|_| "ed25519_public_key")?,
+        window: window.ok_or("not_before")?,
+    })
 }

@@ -80,12 +80,15 @@ impl Case {
             self.revoked,
             &self.signature,
             self.signer.as_ref(),
-            destination.clone(),
             &self.scopes,
             self.roots.as_ref(),
         );
         let identity = Identity::parse(self.identity).unwrap();
-        candidate.judge(&identity, &destination, at(self.now))
+        let judged = candidate.judge(&identity, &destination, at(self.now));
+        let reach = candidate.reach(&identity, at(self.now));
+        let reaches = reach.is_ok_and(|reach| reach.contains(&destination));
+        assert_eq!(reaches, judged.is_ok());
+        judged
     }
 }
 
@@ -190,21 +193,54 @@ fn whatever_is_not_as_it_was_signed_counts_for_nothing() {
 }
 
 #[test]
-fn what_was_read_for_one_destination_counts_for_no_other() {
-    let case = Case::good();
-    let candidate = PocaCandidate::new(
-        case.key,
-        false,
-        SIGNATURE,
-        case.signer.as_ref(),
-        case.destination.parse().unwrap(),
-        &case.scopes,
-        None,
-    );
+fn a_key_counts_for_what_its_signer_may_delegate_and_for_nothing_else() {
+    let mut case = Case::good();
+    for (to, revoked) in [("more.example.com", false), ("revoked.example.com", true)] {
+        let scope = Scope {
+            destination: to.parse().unwrap(),
+            revoked,
+            ..case.scopes[0].clone()
+        };
+        case.scopes.extend([scope.clone(), scope]);
+    }
     let identity = Identity::parse(case.identity).unwrap();
-    let judged = |to: &str| candidate.judge(&identity, &to.parse().unwrap(), at(case.now));
-    assert_eq!(judged("api.example.com"), Ok(()));
-    assert_eq!(judged("other.example.com"), Err(Reason::ScopeMissing));
+    let candidate = |roots| {
+        let (key, signer) = (case.key.clone(), case.signer.as_ref());
+        PocaCandidate::new(key, false, SIGNATURE, signer, &case.scopes, roots)
+    };
+    let judged = |candidate: &PocaCandidate, to: &str| {
+        candidate.judge(&identity, &to.parse().unwrap(), at(case.now))
+    };
+    let reached = |candidate: &PocaCandidate, now| {
+        let reach = candidate.reach(&identity, at(now));
+        reach.map(|reach| {
+            reach
+                .into_iter()
+                .map(ToString::to_string)
+                .collect::<Vec<_>>()
+        })
+    };
+    let plain = candidate(None);
+    let all = ["api.example.com:443", "more.example.com:443"].map(str::to_owned);
+    assert_eq!(reached(&plain, case.now), Ok(all.to_vec()));
+    assert_eq!(judged(&plain, "api.example.com"), Ok(()));
+    assert_eq!(judged(&plain, "more.example.com"), Ok(()));
+    for to in [
+        "other.example.com",
+        "revoked.example.com",
+        "api.example.com:444",
+    ] {
+        assert_eq!(judged(&plain, to), Err(Reason::ScopeMissing), "{to}");
+    }
+    // The root signed one of them.
+    let rooted = candidate(case.roots.as_ref());
+    assert_eq!(reached(&rooted, case.now), Ok(all[..1].to_vec()));
+    assert_eq!(
+        judged(&rooted, "more.example.com"),
+        Err(Reason::ScopeUntrusted)
+    );
+    let over = Err(Reason::PermissionExpired);
+    assert_eq!(reached(&rooted, "2026-06-01T00:00:00Z"), over);
 }
 
 #[test]
