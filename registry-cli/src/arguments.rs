@@ -1,5 +1,9 @@
 //! What the command line names, read into types that can't be wrong.
 
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::Path;
+
 use permission::{Destination, Id};
 
 use crate::failure::Failure;
@@ -55,6 +59,14 @@ pub(crate) fn destinations(texts: &[String]) -> Result<Vec<Destination>, Failure
         }
     }
     Ok(read)
+}
+
+/// Reads a file; `None` if it is longer than that.
+pub(crate) fn file(path: &Path, max_bytes: u64) -> io::Result<Option<Vec<u8>>> {
+    let mut bytes = Vec::new();
+    let file = File::open(path)?;
+    file.take(max_bytes + 1).read_to_end(&mut bytes)?;
+    Ok((bytes.len() as u64 <= max_bytes).then_some(bytes))
 }
 
 #[cfg(test)]

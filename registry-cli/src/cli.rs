@@ -20,11 +20,14 @@ use clap::{Parser, Subcommand};
 pub use self::audits::{AuditArgs, AuditCommand, AuditHeadArgs, AuditVerifyArgs};
 pub use self::database_url::DatabaseUrl;
 pub use self::grants::{
-    ExportArgs, GrantArgs, GrantScopeArgs, ImportArgs, KeyArgs, NewKeyArgs, RegisterKeyArgs,
-    RotateKeyArgs,
+    ExportArgs, GrantArgs, GrantPocaKeyArgs, GrantScopeArgs, ImportArgs, KeyArgs, NewKeyArgs,
+    RegisterKeyArgs, RotateKeyArgs, SigningArgs,
 };
 pub use self::listings::{DoctorArgs, ListArgs, Listed, RequestArgs, Selectors, ShowArgs, State};
-pub use self::revocations::{ImpactArgs, RevokeArgs, RevokeKeyArgs, RevokeScopeArgs, TakeBackArgs};
+pub use self::revocations::{
+    ImpactArgs, PocaKeySelectors, RevokeArgs, RevokeKeyArgs, RevokePocaKeyArgs, RevokeScopeArgs,
+    TakeBackArgs,
+};
 pub use self::roots::{RootCommand, RootInitArgs, RootKeyArgs, RootSignArgs, TrustArgs};
 
 const ENVIRONMENT: &str = "\
@@ -109,6 +112,15 @@ Example:
   agent-gateway-registry grant --key org-alice --identity agent-alpha --spki spki.hex --destination docstore --valid 30d
   agent-gateway-registry grant --text permission.txt --signature permission.sig")]
     Grant(GrantArgs),
+    /// Sign an agent's key for proofs of context (PoCA): its tool calls may be proven under it
+    ///
+    /// It counts for the tools that the signing key may delegate at the time of the call, and opens
+    /// nothing by itself: a call needs the agent's permission too.
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry grant-poca-key --key org-alice --identity agent-alpha --public-key poca.pub --destination echo:8081 --valid 30d
+  agent-gateway-registry grant-poca-key --text poca-key.txt --signature poca-key.sig")]
+    GrantPocaKey(GrantPocaKeyArgs),
     /// Revoke the permissions that match
     ///
     /// Shows what matches and asks; then revokes all of it in one transaction, or nothing.
@@ -129,6 +141,14 @@ Example:
 Example:
   agent-gateway-registry revoke-key org-alice")]
     RevokeKey(RevokeKeyArgs),
+    /// Revoke agents' keys for proofs of context that match
+    ///
+    /// Shows what matches and asks; then revokes all of it in one transaction, or nothing.
+    #[command(after_help = "\
+Example:
+  agent-gateway-registry revoke-poca-key --identity agent-alpha
+  agent-gateway-registry revoke-poca-key --id poca-1 --yes --wait --admin 127.0.0.1:9002")]
+    RevokePocaKey(RevokePocaKeyArgs),
     /// Let a new key take over an old one's scopes and sign its permissions again
     ///
     /// Shows first what it will do, and asks. Both keys count until the old one ends.
@@ -244,8 +264,12 @@ impl Command {
             Command::RotateKey(RotateKeyArgs { key, root, .. }) => {
                 key.place.key_file.is_none() || root.root_handle.is_some()
             }
-            Command::Grant(GrantArgs { key, text, .. }) => key.key_file.is_none() && text.is_none(),
+            Command::Grant(GrantArgs { signing, .. })
+            | Command::GrantPocaKey(GrantPocaKeyArgs { signing, .. }) => {
+                signing.key.key_file.is_none() && signing.text.is_none()
+            }
             Command::Revoke(_)
+            | Command::RevokePocaKey(_)
             | Command::Root(RootCommand::Show)
             | Command::RevokeScope(_)
             | Command::RevokeKey(_)
@@ -282,7 +306,7 @@ mod tests {
             .filter(|command| command.get_name() != "help")
             .map(clap::Command::clone)
             .collect();
-        assert_eq!(names.len(), 18);
+        assert_eq!(names.len(), 20);
         let root = names.iter().find(|command| command.get_name() == "root");
         let roots: Vec<_> = root
             .unwrap()

@@ -15,11 +15,12 @@ use tpm::{ParseTctiError, PinError, SignError, SoftwareKeyError, TpmError};
 
 pub use self::root::RootFailure;
 use self::verdict::Exit;
-use crate::grant::elsewhere::ElsewhereError;
 use crate::import::ImportError;
+use crate::poca_key::PocaKeyError;
 use crate::principal::Place;
 use crate::replicas::{Replica, ReplicaError};
 use crate::scope::{Delegation, ScopeGap};
+use crate::signing::elsewhere::ElsewhereError;
 use crate::subject::SubjectError;
 use crate::terminal::say;
 
@@ -46,9 +47,14 @@ pub enum Failure {
     /// No PIN, or none that can be one.
     #[error(transparent)]
     Pin(#[from] PinFailure),
-    /// `revoke` without anything to match would revoke all.
-    #[error("nothing given that a permission must match")]
-    NoFilter,
+    /// To revoke without anything to match would revoke all.
+    #[error("nothing given that a {kind} must match")]
+    NoFilter {
+        /// Of what.
+        kind: &'static str,
+        /// What can be given.
+        options: &'static str,
+    },
     /// `list` with a filter on what the rows don't have.
     #[error("{option} does not apply to what is listed")]
     NoSuchFilter {
@@ -88,6 +94,9 @@ pub enum Failure {
     /// No public key of an agent.
     #[error(transparent)]
     Subject(#[from] SubjectError),
+    /// No key of an agent's for proofs of context.
+    #[error(transparent)]
+    PocaKey(#[from] PocaKeyError),
     /// The registry can't be opened.
     #[error(transparent)]
     Open(#[from] OpenError),
@@ -145,6 +154,9 @@ pub enum Failure {
     /// What roots of trust are asked for.
     #[error(transparent)]
     Root(#[from] RootFailure),
+    /// The key may delegate nothing.
+    #[error("{0} has no scope")]
+    NoScope(Id),
     /// The key may not delegate this.
     #[error("the scope of {} for {} {gap}", delegation.key_id, delegation.destination)]
     Scope {
@@ -154,15 +166,18 @@ pub enum Failure {
         gap: ScopeGap,
     },
     /// Several selectors, and not said that all must match.
-    #[error("several things given that a permission must match")]
-    SeveralFilters,
+    #[error("several things given that a {kind} must match")]
+    SeveralFilters {
+        /// Of what.
+        kind: &'static str,
+    },
     /// A question, and nobody at a terminal.
     #[error("not done without a yes, and there is nobody to ask")]
     NobodyToAsk,
     /// The user did not agree.
     #[error("not done: no yes was given")]
     Declined,
-    /// `revoke` found nothing to do.
+    /// There was nothing to revoke.
     #[error("no {kind} matches that was not already revoked")]
     NothingMatched {
         /// Of what.
@@ -177,7 +192,7 @@ pub enum Failure {
         missing: Vec<(Replica, ReplicaError)>,
     },
     /// No row of that id.
-    #[error("neither a permission nor a key has the id {0}")]
+    #[error("no permission, PoCA key or key has the id {0}")]
     NoSuchId(Id),
     /// A file of signed permissions that can't be taken.
     #[error("{}: {source}", path.display())]
@@ -206,9 +221,14 @@ pub enum Failure {
         /// What is wrong.
         source: ElsewhereError,
     },
-    /// A permission was signed that the gateway would deny; it was not stored.
-    #[error("the signed permission would be denied: {0}")]
-    Unusable(Reason),
+    /// Something was signed that would not count at the gateway; it was not stored.
+    #[error("the signed {kind} would be denied: {reason}")]
+    Unusable {
+        /// Of what.
+        kind: &'static str,
+        /// Why.
+        reason: Reason,
+    },
     /// A key that can't be written as one.
     #[error(transparent)]
     Key(#[from] KeyError),

@@ -1,33 +1,27 @@
-//! `grant`: signs permissions, one for each destination, and stores all of them or none.
-
-pub(crate) mod elsewhere;
+//! `grant`: permissions, one for each destination.
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal as _};
 
 use permission::{
-    Candidate, Destination, Id, Identity, Permission, Reason, Request, Scope, Signer, Spki,
-    Timestamp, TrustRoots, Verified, Window, judge,
+    Candidate, CanonicalError, Destination, Id, Identity, Permission, PrincipalKey, Reason,
+    SignatureInvalid, Spki, Timestamp, Verified, Window, judge,
 };
-use registry::{OnExisting, Writer};
-use serde_json::json;
-use tpm::SigningKey;
+use registry::{OnExisting, WriteError, Writer};
+use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::arguments::{destinations, id};
+use crate::audit::own_request;
 use crate::cli::GrantArgs;
-use crate::database::{self, within};
 use crate::failure::Failure;
-use crate::principal::{Place, must_be_active, public_key};
-use crate::scope::{Delegation, ScopeGap, must_cover};
+use crate::signed_row;
+use crate::signing::{self, Draft, Grant, Grounds, Signed};
 use crate::subject::Subject;
-use crate::terminal::{Report, escape, say, to_the_second, when, write};
-use crate::trust::{Trust, must_be_trusted};
-use crate::{clock, signed_row};
+use crate::terminal::{Report, escape, when};
+use crate::trust::Trust;
 
-/// What the command line asks for, read in full.
+/// What the command line asks for.
 struct Asked {
-    key_id: Id,
     identity: Identity,
     spki: Spki,
     destinations: Vec<Destination>,
@@ -36,109 +30,13 @@ struct Asked {
 
 /// Runs the command; `None` if it wrote its result itself.
 pub(crate) async fn run(args: &GrantArgs, trust: &Trust) -> Result<Option<Report>, Failure> {
-    let on_existing = if args.replace {
-        OnExisting::Replace
-    } else {
-        OnExisting::Refuse
-    };
-    if let (Some(text), Some(signature)) = (&args.text, &args.signature) {
-        return elsewhere::run(text, signature, on_existing, trust)
-            .await
-            .map(Some);
-    }
-    let asked = Asked::read(args)?;
-    let place = Place::named(&args.key)?;
-    if args.offline {
-        return offline(&asked, &place, args);
-    }
-    let mut registry = database::open(trust).await?;
-    let now = within(registry.now()).await?;
-    let window = args.valid.window_from(now)?;
-    let signer = within(registry.signer(&asked.key_id)).await?;
-    let signer = signer.ok_or_else(|| Failure::KeyUnknown(asked.key_id.clone()))?;
-    must_be_active(&asked.key_id, &signer, now)?;
-    must_be_trusted(&asked.key_id, &signer, registry.trust_roots())?;
-    let scopes = covering_scopes(&mut registry, &asked, &signer, &window, now).await?;
-    if signer.window.not_after() < window.not_after() {
-        let end = to_the_second(signer.window.not_after());
-        let key_id = &asked.key_id;
-        say(
-            "warning",
-            &format!("{key_id} ends at {end}, and the permission with it"),
-        );
-    }
-    let permissions = asked.permissions(window)?;
-    if args.dry_run {
-        return Ok(Some(texts(&permissions)));
-    }
-
-    let key = place.open()?;
-    let key = key.ok_or_else(|| Failure::KeyAbsent(place.clone()))?;
-    if key.public()? != signer.key {
-        return Err(Failure::OtherKey {
-            key_id: asked.key_id,
-            place,
-        });
-    }
-    let key = key.unlocked()?;
-    let mut granted = Vec::new();
-    for (permission, scopes) in permissions.into_iter().zip(scopes) {
-        let roots = registry.trust_roots();
-        granted.push(sign(permission, key, &signer, &scopes, roots, now)?);
-    }
-    within(registry.grant(&granted, on_existing)).await?;
-    Ok(Some(report(&granted, now)))
-}
-
-/// Signs without the registry: what it would refuse, `import` refuses.
-fn offline(asked: &Asked, place: &Place, args: &GrantArgs) -> Result<Option<Report>, Failure> {
-    let permissions = asked.permissions(args.valid.window_from(clock::now()?)?)?;
-    if args.dry_run {
-        return Ok(Some(texts(&permissions)));
-    }
-    let key = place.open()?;
-    let key = key.ok_or_else(|| Failure::KeyAbsent(place.clone()))?;
-    let key = key.unlocked()?;
-    let public = public_key(key)?;
-    let mut lines = String::new();
-    for permission in permissions {
-        let signature = key.sign(&permission.canonical_bytes())?;
-        let verified = Verified::new(permission, signature.as_bytes(), &public)
-            .map_err(|_| Failure::Unusable(Reason::SignatureInvalid))?;
-        lines += &signed_row::signed(verified.get(), signature.as_bytes());
-    }
-    write(&lines)?;
-    Ok(None)
-}
-
-/// The exact texts that would be signed; on a terminal they can't move the cursor.
-fn texts(permissions: &[Permission]) -> Report {
-    let mut text = String::new();
-    let mut json = Vec::new();
-    for permission in permissions {
-        // Made of text alone.
-        let canonical = String::from_utf8_lossy(&permission.canonical_bytes()).into_owned();
-        json.push(json!({
-            "permission_id": permission.permission_id.as_str(),
-            "destination": permission.destination.to_string(),
-            "text": canonical,
-        }));
-        text += &canonical;
-    }
-    if io::stdout().is_terminal() {
-        text = text.lines().map(|line| escape(line) + "\n").collect();
-    }
-    Report {
-        text,
-        json: json.into(),
-    }
+    signing::run(&args.signing, trust, || Asked::read(args)).await
 }
 
 impl Asked {
     fn read(args: &GrantArgs) -> Result<Self, Failure> {
         // Required, unless --text is given.
         let text = |option: &Option<String>| option.clone().unwrap_or_default();
-        let key_id = id("key id", &text(&args.key_id))?;
         let identity = Identity::parse(&text(&args.identity))?;
         let destinations = destinations(&args.destinations)?;
         let permission_id = args.id.as_deref().map(|text| id("permission id", text));
@@ -150,16 +48,22 @@ impl Asked {
         subject.must_be_p256()?;
         subject.must_be(&identity)?;
         Ok(Self {
-            key_id,
             identity,
             spki: subject.spki,
             destinations,
             permission_id,
         })
     }
+}
 
-    /// One for each destination.
-    fn permissions(&self, window: Window) -> Result<Vec<Permission>, Failure> {
+impl Draft for Asked {
+    type Grant = Permission;
+
+    fn destinations(&self) -> &[Destination] {
+        &self.destinations
+    }
+
+    fn grants(&self, key_id: &Id, window: Window) -> Result<Vec<Permission>, Failure> {
         let permission = |destination: &Destination| {
             let permission_id = match &self.permission_id {
                 Some(id) => id.clone(),
@@ -167,7 +71,7 @@ impl Asked {
             };
             Ok(Permission {
                 permission_id,
-                signing_key_id: self.key_id.clone(),
+                signing_key_id: key_id.clone(),
                 subject_identity: self.identity.clone(),
                 subject_spki: self.spki.clone(),
                 destination: destination.clone(),
@@ -178,65 +82,66 @@ impl Asked {
     }
 }
 
-/// The scopes for each destination, one of which covers the window.
-async fn covering_scopes(
-    registry: &mut Writer,
-    asked: &Asked,
-    signer: &Signer,
-    window: &Window,
-    now: Timestamp,
-) -> Result<Vec<Vec<Scope>>, Failure> {
-    let mut all = Vec::new();
-    for destination in &asked.destinations {
-        let scopes = within(registry.scopes(&asked.key_id, destination)).await?;
-        let roots = registry.trust_roots();
-        let counts = |scope: &&Scope| signer.may_delegate(&asked.key_id, scope, roots);
-        let counting: Vec<_> = scopes.iter().filter(counts).cloned().collect();
-        let covered = match must_cover(&counting, window, now) {
-            Err(_) if must_cover(&scopes, window, now).is_ok() => Err(ScopeGap::Untrusted),
-            covered => covered,
-        };
-        covered.map_err(|gap| Failure::Scope {
-            delegation: Delegation {
-                key_id: asked.key_id.clone(),
-                destination: destination.clone(),
-            },
-            gap,
-        })?;
-        all.push(scopes);
+impl Grant for Permission {
+    const KIND: &'static str = "permission";
+
+    fn signing_key_id(&self) -> &Id {
+        &self.signing_key_id
     }
-    Ok(all)
+
+    fn window(&self) -> Window {
+        self.window
+    }
+
+    fn canonical_bytes(&self) -> Vec<u8> {
+        self.canonical_bytes()
+    }
+
+    fn from_canonical(bytes: &[u8]) -> Result<Self, CanonicalError> {
+        Self::from_canonical(bytes)
+    }
+
+    fn names(&self) -> Value {
+        json!({
+            "permission_id": self.permission_id.as_str(),
+            "destination": self.destination.to_string(),
+        })
+    }
+
+    fn verify(&self, signature_der: &[u8], key: &PrincipalKey) -> Result<(), SignatureInvalid> {
+        Verified::new(self.clone(), signature_der, key).map(drop)
+    }
+
+    fn judge(&self, signature_der: &[u8], grounds: &Grounds, at: Timestamp) -> Result<(), Reason> {
+        let candidate = Candidate::new(
+            self.clone(),
+            false,
+            signature_der,
+            Some(&grounds.signer),
+            &grounds.scopes,
+            grounds.roots.as_ref(),
+        );
+        judge(&candidate, &own_request(&candidate), at).map(drop)
+    }
+
+    fn line(&self, signature_der: &[u8]) -> String {
+        signed_row::signed(self, signature_der)
+    }
+
+    async fn store(
+        registry: &mut Writer,
+        granted: &[Signed<Self>],
+        on_existing: OnExisting,
+    ) -> Result<(), WriteError> {
+        registry.grant(granted, on_existing).await
+    }
+
+    fn report(granted: &[Signed<Self>], _: &Grounds, now: Timestamp) -> Report {
+        report(granted, now)
+    }
 }
 
-/// Signs a permission, and puts it to the judge that it will meet at the gateway: the signature
-/// is verified there, too.
-fn sign(
-    permission: Permission,
-    key: &dyn SigningKey,
-    signer: &Signer,
-    scopes: &[Scope],
-    roots: Option<&TrustRoots>,
-    now: Timestamp,
-) -> Result<(Permission, Vec<u8>), Failure> {
-    let signature = key.sign(&permission.canonical_bytes())?.as_bytes().to_vec();
-    let request = Request {
-        identity: permission.subject_identity.clone(),
-        spki: permission.subject_spki.clone(),
-        destination: permission.destination.clone(),
-    };
-    let candidate = Candidate::new(
-        permission.clone(),
-        false,
-        &signature,
-        Some(signer),
-        scopes,
-        roots,
-    );
-    judge(&candidate, &request, now).map_err(Failure::Unusable)?;
-    Ok((permission, signature))
-}
-
-fn report(signed: &[(Permission, Vec<u8>)], now: Timestamp) -> Report {
+fn report(signed: &[Signed<Permission>], now: Timestamp) -> Report {
     let mut text = String::new();
     let mut json = json!({});
     let mut permissions = Vec::new();
@@ -277,68 +182,4 @@ fn report(signed: &[(Permission, Vec<u8>)], now: Timestamp) -> Report {
         json.insert("permissions".to_owned(), permissions.into());
     }
     Report { text, json }
-}
-
-#[cfg(test)]
-mod tests {
-    use p256::ecdsa::DerSignature;
-    use tpm::{SignError, SoftwareKey};
-
-    use super::*;
-
-    /// A key that does not sign what it is given.
-    #[derive(Debug)]
-    struct Faulty(SoftwareKey);
-
-    impl SigningKey for Faulty {
-        fn public_key(&self) -> &p256::PublicKey {
-            self.0.public_key()
-        }
-
-        fn sign(&self, message: &[u8]) -> Result<DerSignature, SignError> {
-            self.0.sign(&[message, b"x"].concat())
-        }
-    }
-
-    #[test]
-    fn what_the_gateway_would_deny_is_not_handed_on() {
-        let folder = tempfile::tempdir().unwrap();
-        let key = Faulty(SoftwareKey::create(&folder.path().join("key.pem")).unwrap());
-        let now = Timestamp::from_unix_micros(0).unwrap();
-        let window = "30d".parse::<crate::validity::Validity>().unwrap();
-        let window = window.window_from(now).unwrap();
-        let public = public_key(&key).unwrap();
-        let asked = Asked {
-            key_id: Id::parse("org-alice").unwrap(),
-            identity: Identity::parse("agent-alpha").unwrap(),
-            spki: public.spki().clone(),
-            destinations: vec!["docstore".parse().unwrap()],
-            permission_id: None,
-        };
-        let destination = asked.destinations[0].clone();
-        let signer = Signer {
-            key: public,
-            window,
-            revoked: false,
-            root_signature: None,
-        };
-        let scope = Scope {
-            destination: destination.clone(),
-            window,
-            revoked: false,
-            root_signature: None,
-        };
-        let grant = |key: &dyn SigningKey, scopes: &[Scope]| {
-            let permission = asked.permissions(window).unwrap().remove(0);
-            match sign(permission, key, &signer, scopes, None, now) {
-                Ok(_) => None,
-                Err(Failure::Unusable(reason)) => Some(reason),
-                Err(other) => panic!("{other}"),
-            }
-        };
-        let scopes = [scope];
-        assert_eq!(grant(&key.0, &scopes), None);
-        assert_eq!(grant(&key, &scopes), Some(Reason::SignatureInvalid));
-        assert_eq!(grant(&key.0, &[]), Some(Reason::ScopeMissing));
-    }
 }

@@ -20,10 +20,12 @@ mod environment;
 mod export;
 pub mod failure;
 mod grant;
+mod grant_poca_key;
 mod impact;
 pub mod import;
 mod interruption;
 mod list;
+mod poca_key;
 mod principal;
 mod register_key;
 pub mod replicas;
@@ -34,6 +36,7 @@ mod scope;
 mod selectors;
 mod show;
 pub mod signed_row;
+mod signing;
 mod subject;
 mod terminal;
 pub mod trust;
@@ -90,9 +93,14 @@ async fn dispatch(
             Some(report) => report,
             None => return Ok((None, Outcome::Yes)),
         },
+        Command::GrantPocaKey(args) => match grant_poca_key::run(args, trust).await? {
+            Some(report) => report,
+            None => return Ok((None, Outcome::Yes)),
+        },
         Command::Revoke(args) => revoke::run(args, trust).await?,
         Command::RevokeScope(args) => revoke::scope(args, trust).await?,
         Command::RevokeKey(args) => revoke::key(args, trust).await?,
+        Command::RevokePocaKey(args) => revoke::poca_key(args, trust).await?,
         Command::RotateKey(args) => rotate_key::run(args, trust).await?,
         Command::Impact(args) => impact::run(args, trust).await?,
         Command::List(args) => list::run(args, trust).await?,

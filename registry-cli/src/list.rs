@@ -1,6 +1,7 @@
 //! `list`: what stands in the registry, as stored.
 
 use permission::{Timestamp, Window};
+use poca::PublicKey;
 use registry::Filter;
 use serde_json::{Map, Value};
 
@@ -11,9 +12,9 @@ use crate::root::unsigned;
 use crate::terminal::{Report, table, tail, when};
 use crate::trust::Trust;
 use crate::validity::relative;
-use crate::{selectors, show, tunnels};
+use crate::{poca_key, selectors, show, tunnels};
 
-/// A row of any of the three tables.
+/// A row of any of the tables.
 struct Row<const N: usize> {
     fields: [String; N],
     window: Window,
@@ -71,6 +72,22 @@ pub(crate) async fn run(args: &ListArgs, trust: &Trust) -> Result<Report, Failur
             let names = ["permission_id", "identity", "destination", "key_id", SPKI];
             report(names, rows, state, now)
         }
+        Listed::PocaKeys => {
+            let entries = within(registry.poca_keys(&filter)).await?.into_iter();
+            let rows = entries.map(|entry| Row {
+                trusted: true,
+                fields: [
+                    entry.poca_key_id,
+                    entry.subject_identity,
+                    poca_key::shown(&entry.ed25519_public_key),
+                    entry.signing_key_id,
+                ],
+                window: entry.window,
+                revoked_at: entry.revoked_at,
+            });
+            let names = ["poca_key_id", "identity", "public_key", "key_id"];
+            report(names, rows, state, now)
+        }
         // Answered above, without the registry.
         Listed::Tunnels => tunnels::report(&args.admin, &filter).await?,
     })
@@ -90,18 +107,24 @@ fn filter(args: &ListArgs) -> Result<Filter, Failure> {
     let spki = ("--spki", spki.is_some());
     let destination = ("--destination", destination.is_some());
     let state = ("--state", args.state.is_some());
+    let public_key = ("--public-key", args.public_key.is_some());
     let admin = ("--admin", !args.admin.is_empty());
     let refused = match args.what {
-        Listed::Keys => vec![id, identity, destination, admin],
-        Listed::Scopes => vec![id, identity, spki, admin],
-        Listed::Permissions => vec![admin],
+        Listed::Keys => vec![id, identity, destination, public_key, admin],
+        Listed::Scopes => vec![id, identity, spki, public_key, admin],
+        Listed::Permissions => vec![public_key, admin],
+        Listed::PocaKeys => vec![spki, destination, admin],
         Listed::Tunnels if !admin.1 => return Err(Failure::NoAdmin),
-        Listed::Tunnels => vec![key, state],
+        Listed::Tunnels => vec![key, public_key, state],
     };
     if let Some((option, _)) = refused.iter().find(|(_, given)| *given) {
         return Err(Failure::NoSuchFilter { option });
     }
-    selectors::read(&args.selectors)
+    let public_key = args.public_key.as_deref().map(poca_key::read).transpose()?;
+    Ok(Filter {
+        ed25519_public_key: public_key.map(PublicKey::to_bytes),
+        ..selectors::read(&args.selectors)?
+    })
 }
 
 /// The one field that is too long for a table.

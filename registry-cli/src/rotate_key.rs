@@ -18,6 +18,7 @@ use crate::database::{self, within};
 use crate::failure::{Failure, RootFailure};
 use crate::principal::{Key, Place, must_be_active, public_key};
 use crate::root::Endorser;
+use crate::signing::Grant as _;
 use crate::terminal::{Report, escape, tell, when};
 use crate::trust::{Trust, must_be_trusted};
 
@@ -226,7 +227,10 @@ impl Plan {
                 registry.trust_roots(),
             );
             let at = self.now.max(permission.window.not_before());
-            judge(&candidate, &own_request(&candidate), at).map_err(Failure::Unusable)?;
+            judge(&candidate, &own_request(&candidate), at).map_err(|reason| {
+                let kind = Permission::KIND;
+                Failure::Unusable { kind, reason }
+            })?;
             let (from, to) = (&old.permission_id, &permission.permission_id);
             // Writing to a String can't fail.
             let _ = writeln!(text, "signed again {} as {to}", escape(from.as_str()));

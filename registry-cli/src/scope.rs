@@ -1,4 +1,4 @@
-//! `grant-scope`: what a key may delegate; and whether that covers a permission.
+//! `grant-scope`: what a key may delegate; and whether that covers what it is to grant.
 
 use permission::time::Position;
 use permission::{Destination, Id, Scope, Timestamp, Window};
@@ -10,6 +10,7 @@ use crate::database::{self, within};
 use crate::failure::Failure;
 use crate::principal::must_be_active;
 use crate::root::Endorser;
+use crate::signing::Grounds;
 use crate::terminal::{Report, escape, say, when};
 use crate::trust::Trust;
 use crate::validity::Validity;
@@ -64,7 +65,7 @@ pub(crate) async fn run(args: &GrantScopeArgs, trust: &Trust) -> Result<Report, 
     })
 }
 
-/// Why a key's scopes for a destination don't cover a permission.
+/// Why a key's scopes for a destination don't cover what is granted.
 #[derive(Debug, thiserror::Error)]
 pub enum ScopeGap {
     /// There is none that was not revoked.
@@ -79,8 +80,8 @@ pub enum ScopeGap {
     /// It is over.
     #[error("ended at {0}")]
     Past(Timestamp),
-    /// It is active, and ends before the permission would.
-    #[error("ends at {end}, before the permission would")]
+    /// It is active, and ends before what is granted would.
+    #[error("ends at {end}, before the grant would")]
     Short {
         /// When it ends.
         end: Timestamp,
@@ -89,12 +90,65 @@ pub enum ScopeGap {
     },
 }
 
-/// Makes sure that one of `scopes` (latest end first) covers `window`, which begins at `now`.
-pub(crate) fn must_cover(
-    scopes: &[Scope],
+/// Makes sure that a key may delegate each of these destinations for all of `window`, which begins at
+/// `now`; if none is named, that it may delegate any.
+pub(crate) fn must_be_delegated(
+    key_id: &Id,
+    destinations: &[Destination],
+    grounds: &Grounds,
     window: &Window,
     now: Timestamp,
-) -> Result<(), ScopeGap> {
+) -> Result<(), Failure> {
+    let any_will_do = destinations.is_empty();
+    let known = grounds.scopes.iter().map(|scope| &scope.destination);
+    let mut first_gap = None;
+    for destination in destinations.iter().chain(known.filter(|_| any_will_do)) {
+        match gap(key_id, destination, grounds, window, now) {
+            None if any_will_do => return Ok(()),
+            None => {}
+            Some(gap) => {
+                first_gap.get_or_insert((destination.clone(), gap));
+            }
+        }
+    }
+    match first_gap {
+        None if any_will_do => Err(Failure::NoScope(key_id.clone())),
+        None => Ok(()),
+        Some((destination, gap)) => Err(Failure::Scope {
+            delegation: Delegation {
+                key_id: key_id.clone(),
+                destination,
+            },
+            gap,
+        }),
+    }
+}
+
+fn gap(
+    key_id: &Id,
+    destination: &Destination,
+    Grounds {
+        signer,
+        scopes,
+        roots,
+    }: &Grounds,
+    window: &Window,
+    now: Timestamp,
+) -> Option<ScopeGap> {
+    let (counting, others): (Vec<Scope>, Vec<Scope>) = scopes
+        .iter()
+        .filter(|scope| scope.destination == *destination)
+        .cloned()
+        .partition(|scope| signer.may_delegate(key_id, scope, roots.as_ref()));
+    match must_cover(&counting, window, now) {
+        Ok(()) => None,
+        Err(_) if must_cover(&others, window, now).is_ok() => Some(ScopeGap::Untrusted),
+        Err(gap) => Some(gap),
+    }
+}
+
+/// Makes sure that one of `scopes` (latest end first) covers `window`, which begins at `now`.
+fn must_cover(scopes: &[Scope], window: &Window, now: Timestamp) -> Result<(), ScopeGap> {
     if scopes.iter().any(|scope| scope.window.covers(window)) {
         return Ok(());
     }

@@ -1,9 +1,8 @@
-//! Signed rows as lines of JSON: what `export`, `grant --offline` and `root sign --offline` write
-//! and `import` reads.
+//! Signed rows as lines of JSON: what `export` and `--offline` write and `import` reads.
 
 use permission::{
-    Claim, Destination, ECDSA_P256_SHA256, Id, Identity, Permission, PrincipalKey, Spki, Statement,
-    Timestamp, Window,
+    Claim, Destination, ECDSA_P256_SHA256, Id, Identity, Permission, PocaKey, PrincipalKey, Spki,
+    Statement, Timestamp, Window,
 };
 use registry::{PermissionEntry, SignedRow, StatementRow};
 use serde::{Deserialize, Serialize};
@@ -12,6 +11,7 @@ use crate::terminal::json_line;
 
 /// The text that is signed, and so the version of the line.
 const V1: &str = "agent-gateway-permission-v1";
+const POCA_KEY_V1: &str = "agent-gateway-poca-key-v1";
 const KEY_V1: &str = "agent-gateway-signing-key-v1";
 const SCOPE_V1: &str = "agent-gateway-scope-v1";
 
@@ -25,6 +25,21 @@ struct Line {
     identity: String,
     spki: String,
     destination: String,
+    not_before: String,
+    not_after: String,
+    revoked_at: Option<String>,
+    signature: String,
+}
+
+/// As [`Line`], of an agent's key for proofs of context.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PocaKeyLine {
+    version: String,
+    poca_key_id: String,
+    key_id: String,
+    identity: String,
+    ed25519_public_key: String,
     not_before: String,
     not_after: String,
     revoked_at: Option<String>,
@@ -101,6 +116,21 @@ pub(crate) fn signed(permission: &Permission, signature: &[u8]) -> String {
         destination: permission.destination.to_string(),
         not_before: permission.window.not_before().to_string(),
         not_after: permission.window.not_after().to_string(),
+        revoked_at: None,
+        signature: hex::encode(signature),
+    })
+}
+
+/// As [`signed`], of an agent's key for proofs of context.
+pub(crate) fn signed_poca_key(key: &PocaKey, signature: &[u8]) -> String {
+    written(&PocaKeyLine {
+        version: POCA_KEY_V1.to_owned(),
+        poca_key_id: key.poca_key_id.to_string(),
+        key_id: key.signing_key_id.to_string(),
+        identity: key.subject_identity.to_string(),
+        ed25519_public_key: hex::encode(key.ed25519_public_key),
+        not_before: key.window.not_before().to_string(),
+        not_after: key.window.not_after().to_string(),
         revoked_at: None,
         signature: hex::encode(signature),
     })

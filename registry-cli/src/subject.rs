@@ -1,7 +1,6 @@
 //! The agent's public key, in the forms that people have it in.
 
-use std::fs::File;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use permission::certificate::MAX_PEM_BYTES;
@@ -10,6 +9,8 @@ use permission::{
     SpkiError,
 };
 use x509_parser::pem::parse_x509_pem;
+
+use crate::arguments::file;
 
 /// An agent's key, and what the certificate that it came in says of the agent.
 #[derive(Debug)]
@@ -132,19 +133,11 @@ impl Subject {
 }
 
 fn contents(path: &Path) -> Result<Vec<u8>, SubjectError> {
-    let failed = |source| SubjectError::Read {
+    let bytes = file(path, MAX_PEM_BYTES as u64).map_err(|source| SubjectError::Read {
         path: path.to_owned(),
         source,
-    };
-    let file = File::open(path).map_err(failed)?;
-    let mut bytes = Vec::new();
-    file.take(MAX_PEM_BYTES as u64 + 1)
-        .read_to_end(&mut bytes)
-        .map_err(failed)?;
-    if bytes.len() > MAX_PEM_BYTES {
-        return Err(SubjectError::TooLarge {
-            path: path.to_owned(),
-        });
-    }
-    Ok(bytes)
+    })?;
+    bytes.ok_or_else(|| SubjectError::TooLarge {
+        path: path.to_owned(),
+    })
 }

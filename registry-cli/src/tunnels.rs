@@ -52,7 +52,7 @@ async fn of(replica: &Replica, filter: &Filter) -> Result<Vec<Tunnel>, ReplicaEr
     let mut asked = ListTunnelsRequest {
         identity: text(filter.identity.as_ref().map(ToString::to_string)),
         spki_hex: text(filter.spki.as_ref().map(permission::Spki::to_hex)),
-        permission_id: text(filter.permission_id.as_ref().map(ToString::to_string)),
+        permission_id: text(filter.id.as_ref().map(ToString::to_string)),
         destination: text(filter.destination.as_ref().map(ToString::to_string)),
         page_size: PAGE,
         page_token: String::new(),

@@ -8,16 +8,18 @@ use crate::writer::{WriteError, Writer};
 /// Which rows: those that meet every condition given and that the table has a column for.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
-    /// The permission of this id.
-    pub permission_id: Option<Id>,
+    /// The permission, or the agent's `PoCA` key, of this id.
+    pub id: Option<Id>,
     /// This signing key, or what it signed or may delegate.
     pub key_id: Option<Id>,
-    /// This agent's permissions.
+    /// This agent's permissions, or its `PoCA` keys.
     pub identity: Option<Identity>,
     /// This key, or the permissions of this agent key.
     pub spki: Option<Spki>,
     /// To this destination.
     pub destination: Option<Destination>,
+    /// The rows with this `PoCA` key.
+    pub ed25519_public_key: Option<[u8; 32]>,
 }
 
 /// A registered key, as listed.
@@ -71,9 +73,9 @@ pub struct PermissionEntry {
     pub signature: Vec<u8>,
 }
 
-/// The columns that the three tables share; times in microseconds since the Unix epoch.
-#[derive(sqlx::FromRow)]
-struct Validity {
+/// The columns that the tables share; times in microseconds since the Unix epoch.
+#[derive(Debug, sqlx::FromRow)]
+pub(crate) struct Validity {
     row: String,
     not_before: i64,
     not_after: i64,
@@ -81,14 +83,24 @@ struct Validity {
 }
 
 impl Validity {
-    fn read(&self, table: &'static str) -> Result<(Window, Option<Timestamp>), WriteError> {
+    pub(crate) fn window(&self) -> Option<Window> {
+        window(self.not_before, self.not_after)
+    }
+
+    pub(crate) fn is_revoked(&self) -> bool {
+        self.revoked_at.is_some()
+    }
+
+    pub(crate) fn read(
+        &self,
+        table: &'static str,
+    ) -> Result<(Window, Option<Timestamp>), WriteError> {
         let unusable = |column| WriteError::Inconsistent {
             table,
             column,
             row: self.row.clone(),
         };
-        let window =
-            window(self.not_before, self.not_after).ok_or_else(|| unusable("not_before"))?;
+        let window = self.window().ok_or_else(|| unusable("not_before"))?;
         let revoked_at = self.revoked_at.map(Timestamp::from_unix_micros).transpose();
         Ok((window, revoked_at.map_err(|_| unusable("revoked_at"))?))
     }
@@ -197,7 +209,7 @@ impl Writer {
                AND ($6::text IS NULL OR permission_id > $6)
              ORDER BY permission_id LIMIT $7",
         )
-        .bind(filter.permission_id.as_ref().map(Id::as_str))
+        .bind(filter.id.as_ref().map(Id::as_str))
         .bind(filter.identity.as_ref().map(Identity::as_str))
         .bind(filter.spki.as_ref().map(Spki::as_der))
         .bind(filter.destination.as_ref().map(ToString::to_string))

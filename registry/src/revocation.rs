@@ -23,12 +23,14 @@ pub enum Revocation {
     },
     /// A signing key, and with it all that it signed.
     Key(Id),
+    /// Agents' keys for proofs of context that match.
+    PocaKeys(Filter),
 }
 
 /// What was taken back, and where that stands in the database's history.
 #[derive(Debug, Clone)]
 pub struct Revoked {
-    /// Ids of permissions, destinations of scopes, or the id of the key.
+    /// Ids of permissions or `PoCA` keys, destinations of scopes, or the id of the key.
     pub rows: Vec<String>,
     /// The transaction that did it.
     pub xid: u64,
@@ -49,16 +51,29 @@ impl Revocation {
             } => destinations
                 .iter()
                 .map(|destination| Filter {
-                    key_id: Some(key_id.clone()),
                     destination: Some(destination.clone()),
-                    ..Filter::default()
+                    ..of_key(key_id)
                 })
                 .collect(),
-            Self::Key(key_id) => vec![Filter {
-                key_id: Some(key_id.clone()),
-                ..Filter::default()
-            }],
+            Self::Key(key_id) => vec![of_key(key_id)],
+            Self::PocaKeys(_) => Vec::new(),
         }
+    }
+
+    /// The agents' `PoCA` keys that are taken back, or may rest on what is, match this.
+    pub fn poca_keys(&self) -> Option<Filter> {
+        match self {
+            Self::Permissions(_) => None,
+            Self::Scopes { key_id, .. } | Self::Key(key_id) => Some(of_key(key_id)),
+            Self::PocaKeys(filter) => Some(filter.clone()),
+        }
+    }
+}
+
+fn of_key(key_id: &Id) -> Filter {
+    Filter {
+        key_id: Some(key_id.clone()),
+        ..Filter::default()
     }
 }
 
@@ -72,7 +87,7 @@ const SELECT_OTHERS: &str = select_stored!(
 
 impl Writer {
     /// Takes back what is there of it and was not taken back yet, all or nothing. Of permissions
-    /// only those whose ids are in `only`, if that is given.
+    /// and `PoCA` keys only those whose ids are in `only`, if that is given.
     pub async fn revoke(
         &mut self,
         what: &Revocation,
@@ -91,7 +106,7 @@ impl Writer {
                    AND ($6::text[] IS NULL OR permission_id = ANY($6))
                  RETURNING permission_id",
             )
-            .bind(filter.permission_id.as_ref().map(Id::as_str))
+            .bind(filter.id.as_ref().map(Id::as_str))
             .bind(filter.identity.as_ref().map(Identity::as_str))
             .bind(filter.spki.as_ref().map(Spki::as_der))
             .bind(filter.destination.as_ref().map(ToString::to_string))
@@ -116,6 +131,21 @@ impl Writer {
                  RETURNING key_id",
             )
             .bind(key_id.as_str()),
+            Revocation::PocaKeys(filter) => sqlx::query_scalar(
+                "UPDATE poca_keys SET revoked_at = now(), updated_at = now()
+                 WHERE revoked_at IS NULL
+                   AND ($1::text IS NULL OR poca_key_id = $1)
+                   AND ($2::text IS NULL OR subject_identity = $2)
+                   AND ($3::text IS NULL OR signing_key_id = $3)
+                   AND ($4::bytea IS NULL OR ed25519_public_key = $4)
+                   AND ($5::text[] IS NULL OR poca_key_id = ANY($5))
+                 RETURNING poca_key_id",
+            )
+            .bind(filter.id.as_ref().map(Id::as_str))
+            .bind(filter.identity.as_ref().map(Identity::as_str))
+            .bind(filter.key_id.as_ref().map(Id::as_str))
+            .bind(filter.ed25519_public_key.as_ref().map(<[u8; 32]>::as_slice))
+            .bind(only),
         };
         let rows = update.fetch_all(&mut *transaction).await?;
         let xid: String = sqlx::query_scalar("SELECT pg_current_xact_id()::text")
@@ -146,7 +176,7 @@ impl Writer {
             .bind(request.identity.as_str())
             .bind(request.destination.to_string())
             .bind(request.spki.as_der())
-            .bind(what.permission_id.as_ref().map(Id::as_str))
+            .bind(what.id.as_ref().map(Id::as_str))
             .bind(what.key_id.as_ref().map(Id::as_str))
             .fetch_all(&mut self.connection)
             .await?;

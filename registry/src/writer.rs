@@ -1,17 +1,17 @@
 //! What principals and admins do to the registry: register, delegate, grant, revoke, list.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use permission::{
-    Destination, ECDSA_P256_SHA256, Id, Permission, PrincipalKey, Scope, Signer, Timestamp,
-    TrustRoots, Window,
+    ECDSA_P256_SHA256, Id, Permission, PrincipalKey, Scope, Signer, Timestamp, TrustRoots, Window,
 };
 use sqlx::{AssertSqlSafe, Connection as _, Executor as _, PgConnection};
 use tokio::time::timeout;
 
 use crate::connection::{OpenError, connect_options, registry_id};
 use crate::lookup::window;
-use crate::schema;
+use crate::{poca_rows, schema};
 
 /// Longest wait for the database, connecting included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -60,6 +60,7 @@ impl From<sqlx::Error> for WriteError {
                 }
                 Some("principal_signing_keys_pkey") => Self::Exists("key id"),
                 Some("permission_registry_pkey") => Self::Exists("permission id"),
+                Some("poca_keys_pkey") => Self::Exists("PoCA key id"),
                 _ => Self::Failed(error),
             },
             _ => Self::Failed(error),
@@ -67,7 +68,7 @@ impl From<sqlx::Error> for WriteError {
     }
 }
 
-/// What to do where a permission of the same id is there already.
+/// What to do where a row of the same id is there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnExisting {
     /// Refuse.
@@ -252,36 +253,13 @@ impl Writer {
         }))
     }
 
-    /// The scopes of a key for a destination that were not revoked, as `decide` takes them.
-    pub async fn scopes(
-        &mut self,
-        key_id: &Id,
-        destination: &Destination,
-    ) -> Result<Vec<Scope>, WriteError> {
-        let rows: Vec<(i64, i64, i64, Option<Vec<u8>>)> = sqlx::query_as(
-            "SELECT id, (extract(epoch FROM not_before) * 1000000)::int8,
-                    (extract(epoch FROM not_after) * 1000000)::int8, root_signature
-             FROM principal_key_permissions
-             WHERE signing_key_id = $1 AND destination = $2 AND revoked_at IS NULL
-             ORDER BY not_after DESC LIMIT 1000",
-        )
-        .bind(key_id.as_str())
-        .bind(destination.to_string())
-        .fetch_all(&mut self.connection)
-        .await?;
-        let table = "principal_key_permissions";
-        rows.into_iter()
-            .map(|(id, not_before, not_after, root_signature)| {
-                let window = window(not_before, not_after)
-                    .ok_or_else(|| unusable(table, "not_before", &id))?;
-                Ok(Scope {
-                    destination: destination.clone(),
-                    window,
-                    revoked: false,
-                    root_signature,
-                })
-            })
-            .collect()
+    /// The scopes of a key that were not revoked, those that end last first, as `decide` takes them.
+    pub async fn scopes(&mut self, key_id: &Id) -> Result<Vec<Scope>, WriteError> {
+        let key_ids = [key_id.to_string()];
+        let mut scopes = poca_rows::scopes(&mut self.connection, &key_ids).await?;
+        let mut scopes = scopes.remove(key_id.as_str()).unwrap_or_default();
+        scopes.sort_by_key(|scope| Reverse(scope.window.not_after()));
+        Ok(scopes)
     }
 }
 

@@ -48,36 +48,87 @@ pub struct GrantScopeArgs {
 /// `grant`
 #[derive(Debug, Args)]
 pub struct GrantArgs {
+    /// The agent's identity, as in its certificate; case-sensitive
+    #[arg(long, required_unless_present = "text", conflicts_with = "text")]
+    pub identity: Option<String>,
+    /// The agent's public key: hex digits, or a file with hex, DER, a PEM public key or its PEM
+    /// certificate (a file whose name is only hex digits: write ./NAME)
+    #[arg(
+        long,
+        value_name = "FILE|HEX",
+        required_unless_present = "text",
+        conflicts_with = "text"
+    )]
+    pub spki: Option<String>,
+    /// What the agent may reach, as HOST or HOST:PORT (443 if none)
+    #[arg(
+        long = "destination",
+        value_name = "DEST",
+        num_args = 1..,
+        required_unless_present = "text",
+        conflicts_with = "text"
+    )]
+    pub destinations: Vec<String>,
+    /// The id of the permission, if not a new one; for one destination
+    #[arg(long, value_name = "PERMISSION_ID", conflicts_with = "text")]
+    pub id: Option<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub signing: SigningArgs,
+}
+
+/// `grant-poca-key`
+#[derive(Debug, Args)]
+pub struct GrantPocaKeyArgs {
+    /// The agent's identity, as in its certificate; case-sensitive
+    #[arg(long, required_unless_present = "text", conflicts_with = "text")]
+    pub identity: Option<String>,
+    /// The agent's Ed25519 public key: what `agent-gateway-sidecar poca keygen` prints, or base64 of
+    /// its SubjectPublicKeyInfo; or a file with that, DER or a PEM public key
+    #[arg(
+        long,
+        value_name = "FILE|BASE64",
+        required_unless_present = "text",
+        conflicts_with = "text"
+    )]
+    pub public_key: Option<String>,
+    /// Tools that the agent is to call, as HOST or HOST:PORT (443 if none): refuse it if the key may
+    /// not delegate each of them for all of the time. It counts for others too that the key may
+    /// delegate
+    #[arg(
+        long = "destination",
+        value_name = "DEST",
+        num_args = 1..,
+        conflicts_with_all = ["text", "offline"]
+    )]
+    pub destinations: Vec<String>,
+    /// The id of the row, if not a new one
+    #[arg(long, value_name = "POCA_KEY_ID", conflicts_with = "text")]
+    pub id: Option<String>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub signing: SigningArgs,
+}
+
+/// Who signs, for how long, and where.
+#[derive(Debug, Args)]
+pub struct SigningArgs {
     /// The registered key that signs
     #[arg(long = "key", value_name = "KEY_ID", required_unless_present = "text")]
     pub key_id: Option<String>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it as help")]
     pub key: KeyArgs,
-    /// The agent's identity, as in its certificate; case-sensitive
-    #[arg(long, required_unless_present = "text")]
-    pub identity: Option<String>,
-    /// The agent's public key: hex digits, or a file with hex, DER, a PEM public key or its PEM
-    /// certificate (a file whose name is only hex digits: write ./NAME)
-    #[arg(long, value_name = "FILE|HEX", required_unless_present = "text")]
-    pub spki: Option<String>,
-    /// What the agent may reach, as HOST or HOST:PORT (443 if none)
-    #[arg(long = "destination", required_unless_present = "text", num_args = 1.., value_name = "DEST")]
-    pub destinations: Vec<String>,
     /// For how long from now: 30d, 12h, 90m or 45s
     #[arg(long, default_value = "30d", value_name = "DURATION")]
     pub valid: Validity,
-    /// The id of the permission, if not a new one; for one destination
-    #[arg(long, value_name = "PERMISSION_ID")]
-    pub id: Option<String>,
-    /// Put it in the place of the permission that has this --id, revoked or not
+    /// Put it in the place of what has this --id, revoked or not
     #[arg(long, requires = "id")]
     pub replace: bool,
     /// Check all, and show the text that would be signed
     #[arg(long)]
     pub dry_run: bool,
-    /// Without the registry, by this machine's clock: write the signed permissions to stdout, for
-    /// `import`
+    /// Without the registry, by this machine's clock: write what is signed to stdout, for `import`
     #[arg(long, conflicts_with = "replace")]
     pub offline: bool,
     /// The text that --dry-run showed, signed elsewhere (see --signature)
@@ -85,8 +136,7 @@ pub struct GrantArgs {
         long,
         value_name = "FILE",
         requires = "signature",
-        conflicts_with_all = ["key_id", "tcti", "handle", "key_file", "identity", "spki",
-            "destinations", "valid", "id", "dry_run", "offline"]
+        conflicts_with_all = ["key_id", "tcti", "handle", "key_file", "valid", "dry_run", "offline"]
     )]
     pub text: Option<PathBuf>,
     /// A signature over --text that another program or device made: ECDSA P-256 with SHA-256, DER
@@ -97,7 +147,7 @@ pub struct GrantArgs {
 /// `import`
 #[derive(Debug, Args)]
 pub struct ImportArgs {
-    /// What `export` or `grant --offline` wrote; - is stdin
+    /// What `export` or --offline wrote; - is stdin
     pub file: PathBuf,
 }
 

@@ -10,8 +10,8 @@ use crate::validity::Validity;
 /// Which permissions are meant: all that is given must match.
 #[derive(Debug, Args)]
 pub struct Selectors {
-    /// The permission of this id
-    #[arg(long, value_name = "PERMISSION_ID")]
+    /// That of this id
+    #[arg(long, value_name = "ID")]
     pub id: Option<String>,
     /// What this registered key signed
     #[arg(long, value_name = "KEY_ID")]
@@ -53,6 +53,9 @@ pub struct ListArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it as help")]
     pub selectors: Selectors,
+    /// Those with this key, in any of the forms that `grant-poca-key` takes (poca-keys)
+    #[arg(long, value_name = "FILE|BASE64")]
+    pub public_key: Option<String>,
     /// Only rows in this state
     #[arg(long, value_enum)]
     pub state: Option<State>,
@@ -109,6 +112,8 @@ pub enum Listed {
     Scopes,
     /// What agents may reach
     Permissions,
+    /// Agents' keys for proofs of context
+    PocaKeys,
     /// What the gateway's services hold open now; they are asked at --admin
     Tunnels,
 }

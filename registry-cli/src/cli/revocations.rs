@@ -43,6 +43,53 @@ pub struct RevokeKeyArgs {
     pub how: TakeBackArgs,
 }
 
+/// `revoke-poca-key`
+#[derive(Debug, Args)]
+pub struct RevokePocaKeyArgs {
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub selectors: PocaKeySelectors,
+    /// Several selectors: only keys that match every one
+    #[arg(long)]
+    pub all_of: bool,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "clap would show it as help")]
+    pub how: TakeBackArgs,
+}
+
+/// Which agents' keys for proofs of context are meant: all that is given must match.
+#[derive(Debug, Args)]
+pub struct PocaKeySelectors {
+    /// The row of this id
+    #[arg(long, value_name = "POCA_KEY_ID")]
+    pub id: Option<String>,
+    /// What this registered key signed
+    #[arg(long, value_name = "KEY_ID")]
+    pub key: Option<String>,
+    /// Those of this agent
+    #[arg(long)]
+    pub identity: Option<String>,
+    /// Those with this key, in any of the forms that `grant-poca-key` takes
+    #[arg(long, value_name = "FILE|BASE64")]
+    pub public_key: Option<String>,
+}
+
+impl PocaKeySelectors {
+    /// How many of them are given.
+    pub fn given(&self) -> usize {
+        let Self {
+            id,
+            key,
+            identity,
+            public_key,
+        } = self;
+        [id, key, identity, public_key]
+            .iter()
+            .filter(|option| option.is_some())
+            .count()
+    }
+}
+
 /// How something is revoked.
 #[derive(Debug, Args)]
 pub struct TakeBackArgs {

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use permission::{Id, TrustRootsError};
 
 use super::verdict::{Exit, SYSTEM, elsewhere};
-use crate::grant::elsewhere::ElsewhereError;
 use crate::principal::Place;
+use crate::signing::elsewhere::ElsewhereError;
 use crate::trust::TrustError;
 
 /// Why a root of trust is none, is not there, or has not signed.

@@ -7,9 +7,10 @@ use registry::{OpenError, SchemaError, WriteError};
 use tpm::{SignError, SoftwareKeyError, TpmError};
 
 use crate::failure::{Failure, PinFailure};
-use crate::grant::elsewhere::ElsewhereError;
 use crate::import::{ImportError, StatementFault};
+use crate::poca_key::PocaKeyError;
 use crate::scope::{Delegation, ScopeGap};
+use crate::signing::elsewhere::ElsewhereError;
 use crate::subject::SubjectError;
 
 /// Exit statuses: 1 and those of sysexits.h.
@@ -49,6 +50,7 @@ const DATABASE_DOWN: &str = "is Postgres running there, and does the role exist 
 const WRITER: &str = "the role needs to write: GRANT agent_gateway_writer TO it, and connect to \
                       the primary";
 const SPKI_FORMS: &str = "take spki.hex or the certificate that `agent-gateway-sidecar init` made";
+const POCA_KEY_FORMS: &str = "take what `agent-gateway-sidecar poca keygen` prints";
 pub(super) const SYSTEM: &str = "the system's message says why";
 
 impl Failure {
@@ -65,11 +67,8 @@ impl Failure {
                  give --database-url",
             ),
             Self::Tcti { .. } => (Exit::Usage, "set it right, or give --tcti"),
-            Self::NoFilter => (
-                Exit::Usage,
-                "give --id, --key, --identity, --spki or --destination",
-            ),
-            Self::SeveralFilters => (
+            Self::NoFilter { options, .. } => return (Exit::Usage, format!("give {options}")),
+            Self::SeveralFilters { .. } => (
                 Exit::Usage,
                 "add --all-of if every one must match, or revoke one after the other",
             ),
@@ -93,7 +92,8 @@ impl Failure {
             ),
             Self::NoSuchFilter { .. } => (
                 Exit::Usage,
-                "keys have --key and --spki, scopes --key and --destination, tunnels all but --key",
+                "keys have --key and --spki, scopes --key and --destination, PoCA keys --id, --key, \
+                 --identity and --public-key, tunnels all but --key",
             ),
             Self::Id { .. } | Self::Identity(_) => (
                 Exit::Data,
@@ -101,6 +101,7 @@ impl Failure {
             ),
             Self::Destination { text, .. } => (Exit::Data, destination(text)),
             Self::Subject(error) => subject(error),
+            Self::PocaKey(error) => poca_key(error),
             Self::Open(error) => open(error),
             Self::Write(error) => write(error),
             Self::DatabaseSilent(_) => (
@@ -132,6 +133,13 @@ impl Failure {
                 "use that id, or another key: another --handle or --key-file",
             ),
             Self::Root(failure) => return failure.verdict(),
+            Self::NoScope(key_id) => {
+                let grant = format!("`agent-gateway-registry grant-scope {key_id} DEST`");
+                return (
+                    Exit::Data,
+                    format!("let the key delegate the agent's tools with {grant}"),
+                );
+            }
             Self::Scope { delegation, gap } => return (Exit::Data, scope(delegation, gap)),
             Self::NothingMatched { .. } | Self::NoSuchId(_) => (
                 Exit::NothingMatched,
@@ -144,7 +152,7 @@ impl Failure {
             },
             Self::Elsewhere { source, .. } => elsewhere(source),
             Self::OneId(_) => (Exit::Usage, "give one --destination with --id"),
-            Self::Unusable(_) | Self::Key(_) | Self::Window(_) => (
+            Self::Unusable { .. } | Self::Key(_) | Self::Window(_) => (
                 Exit::Internal,
                 "nothing was written; this should not happen",
             ),
@@ -219,6 +227,18 @@ fn subject(error: &SubjectError) -> (Exit, &'static str) {
     }
 }
 
+fn poca_key(error: &PocaKeyError) -> (Exit, &'static str) {
+    match error {
+        PocaKeyError::Read { source, .. } => match source.kind() {
+            ErrorKind::PermissionDenied => (Exit::NoPermission, SYSTEM),
+            _ => (Exit::NoInput, POCA_KEY_FORMS),
+        },
+        PocaKeyError::TooLarge(_) | PocaKeyError::OtherPem | PocaKeyError::NotAKey(_) => {
+            (Exit::Data, POCA_KEY_FORMS)
+        }
+    }
+}
+
 fn import(error: &ImportError) -> (Exit, &'static str) {
     match error {
         ImportError::Read(source) => match source.kind() {
@@ -268,9 +288,9 @@ pub(super) fn elsewhere(error: &ElsewhereError) -> (Exit, &'static str) {
         },
         ElsewhereError::TooLarge | ElsewhereError::Text(_) => (
             Exit::Data,
-            "give the text exactly as `grant --dry-run` wrote it, with one destination",
+            "give one text exactly as --dry-run wrote it, a permission's with one destination",
         ),
-        ElsewhereError::NoRoot | ElsewhereError::Denied(_) => (
+        ElsewhereError::NoRoot | ElsewhereError::Denied { .. } => (
             Exit::Data,
             "sign the file's exact bytes with the registered key: ECDSA, SHA-256, DER",
         ),
@@ -302,7 +322,7 @@ fn open(error: &OpenError) -> (Exit, &'static str) {
 
 fn write(error: &WriteError) -> (Exit, &'static str) {
     match error {
-        WriteError::Exists("permission id") => (
+        WriteError::Exists("permission id" | "PoCA key id") => (
             Exit::CantCreate,
             "see it with `agent-gateway-registry show`; --replace puts the new one in its place",
         ),

@@ -17,8 +17,8 @@ use crate::cli::RootSignArgs;
 use crate::confirm::{ask, must_be_askable};
 use crate::database::{self, within};
 use crate::failure::{Failure, RootFailure};
-use crate::grant::elsewhere::{self, ElsewhereError};
 use crate::signed_row;
+use crate::signing::elsewhere::{self, ElsewhereError};
 use crate::terminal::{Report, escape, tell, to_the_second, write};
 use crate::trust::Trust;
 

@@ -223,7 +223,7 @@ async fn show_tells_all_about_a_permission_and_a_key() {
     let (status, said) = refusal(&office.cli(&["show", "org-bob"]));
     assert_eq!(status, 1);
     assert!(
-        said.starts_with("error: neither a permission nor a key has the id org-bob\n"),
+        said.starts_with("error: no permission, PoCA key or key has the id org-bob\n"),
         "{said}"
     );
 }

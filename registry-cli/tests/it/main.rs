@@ -19,6 +19,7 @@ mod measured;
 mod office;
 mod outages;
 mod pins;
+mod poca_keys;
 mod refusals;
 mod revoking;
 mod roots;

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use permission::{Facts, Identity, Request, Spki, Timestamp, TrustRoots};
+use permission::{Facts, Identity, PocaCandidate, Request, Spki, Timestamp, TrustRoots};
+use poca::{PublicKey, SecretKey};
 use registry::{Options, Reader};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 
 pub(crate) const KEY: &str = "org-alice";
 pub(crate) const AGENT: &str = "agent-alpha";
+const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) struct Office {
     pub(crate) database: Database,
@@ -64,6 +66,15 @@ impl Office {
     /// The agent's public key in hex.
     pub(crate) fn spki(&self) -> String {
         hex::encode(self.agent.spki_der())
+    }
+
+    /// The agent's public key for proofs of context.
+    #[expect(
+        clippy::unused_self,
+        reason = "it is this agent's, as its other key is"
+    )]
+    pub(crate) fn poca_key(&self) -> PublicKey {
+        SecretKey::from_seed(&[7; 32]).public_key()
     }
 
     /// The binary with this registry, and nothing else of the environment's.
@@ -131,12 +142,13 @@ impl Office {
         self.refused(&strs(&self.grant_arguments(changed)))
     }
 
-    /// Everything in the three tables.
+    /// Everything in the tables.
     pub(crate) fn rows(&self) -> String {
         self.database
             .query(
                 "SELECT t::text FROM principal_signing_keys t UNION ALL
                  SELECT t::text FROM principal_key_permissions t UNION ALL
+                 SELECT t::text FROM poca_keys t UNION ALL
                  SELECT t::text FROM permission_registry t ORDER BY 1",
             )
             .unwrap()
@@ -167,18 +179,36 @@ impl Office {
         request: &Request,
         trust_roots: Option<TrustRoots>,
     ) -> Facts {
-        let patience = Duration::from_secs(10);
+        let reader = self.reader(trust_roots).await;
+        let deadline = Instant::now() + PATIENCE;
+        reader.facts(request, deadline).await.unwrap()
+    }
+
+    /// The keys under which the service lets the agent's calls to a destination be proven now.
+    pub(crate) async fn proving(&self, destination: &str) -> Vec<PublicKey> {
+        let reader = self.reader(None).await;
+        let (identity, to) = (
+            Identity::parse(AGENT).unwrap(),
+            destination.parse().unwrap(),
+        );
+        let deadline = Instant::now() + PATIENCE;
+        let read = reader.poca_keys(&identity, &to, deadline).await.unwrap();
+        let counts = |row: &PocaCandidate| row.judge(&identity, &to, now()).is_ok();
+        let key = |row: PocaCandidate| PublicKey::from_bytes(&row.key().ed25519_public_key);
+        let counting = read.into_iter().filter(counts);
+        counting.map(|row| key(row).unwrap()).collect()
+    }
+
+    async fn reader(&self, trust_roots: Option<TrustRoots>) -> Reader {
         let options = Options {
             url: self.database.url(),
             max_connections: 1,
-            connect_timeout: patience,
-            acquire_timeout: patience,
-            query_timeout: patience,
+            connect_timeout: PATIENCE,
+            acquire_timeout: PATIENCE,
+            query_timeout: PATIENCE,
             trust_roots,
         };
-        let reader = Reader::open(&options).await.unwrap();
-        let deadline = Instant::now() + patience;
-        reader.facts(request, deadline).await.unwrap()
+        Reader::open(&options).await.unwrap()
     }
 }
 

@@ -133,7 +133,7 @@ async fn scope_that_ends_before_the_permission_is_named_with_its_end() {
         said,
         format!(
             "error: the scope of org-alice for docstore:443 ends at {end}, before the \
-             permission would\n\
+             grant would\n\
              hint: give a shorter --valid, such as 9d, or a longer scope with \
              `agent-gateway-registry grant-scope org-alice docstore:443`\n"
         )

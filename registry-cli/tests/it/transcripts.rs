@@ -54,6 +54,7 @@ async fn commands_do_as_in_the_transcript() {
     let tpm = Swtpm::start().unwrap();
     office.file("agent.pem", office.agent.pem());
     office.file("spki.hex", office.spki());
+    office.file("poca.pub", format!("{}\n", office.poca_key()));
     let tour = file("tour");
     let kept = fs::read_to_string(&tour).unwrap();
     for command in Cli::command().get_subcommands() {
