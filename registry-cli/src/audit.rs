@@ -3,15 +3,14 @@
 use std::fmt;
 
 use permission::time::Position;
-use permission::{Candidate, Reason, Request, Timestamp, judge};
-use registry::Stored;
+use permission::{Candidate, PocaCandidate, Reason, Request, Timestamp, Window, judge};
 
 /// Why a row can't do what it says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
-    /// This column holds what no permission can hold.
+    /// This column holds what no such row can hold.
     Column(&'static str),
-    /// The gateway would deny it for this.
+    /// It counts for nothing at the gateway, for this.
     Denied(Reason),
 }
 
@@ -24,10 +23,63 @@ impl fmt::Display for Fault {
     }
 }
 
+/// A row, and what it hangs on, as the gateway reads them.
+pub(crate) trait Judged {
+    fn has_signer(&self) -> bool;
+
+    fn is_signed(&self) -> bool;
+
+    fn window(&self) -> Window;
+
+    /// Whether it does at that time what it says.
+    fn judge(&self, at: Timestamp) -> Result<(), Reason>;
+}
+
+impl Judged for Candidate {
+    fn has_signer(&self) -> bool {
+        self.has_signer()
+    }
+
+    fn is_signed(&self) -> bool {
+        self.is_signed()
+    }
+
+    fn window(&self) -> Window {
+        self.permission().window
+    }
+
+    fn judge(&self, at: Timestamp) -> Result<(), Reason> {
+        judge(self, &own_request(self), at).map(drop)
+    }
+}
+
+impl Judged for PocaCandidate {
+    fn has_signer(&self) -> bool {
+        self.has_signer()
+    }
+
+    fn is_signed(&self) -> bool {
+        self.is_signed()
+    }
+
+    fn window(&self) -> Window {
+        self.key().window
+    }
+
+    /// For any destination at all.
+    fn judge(&self, at: Timestamp) -> Result<(), Reason> {
+        self.reach(&self.key().subject_identity, at).map(drop)
+    }
+}
+
 /// The signature is checked of every row; key and scope only where they still matter: at `now`,
 /// or where the row begins if that is later.
-pub(crate) fn fault(stored: &Stored, now: Timestamp) -> Option<Fault> {
-    let candidate = match stored.candidate() {
+pub(crate) fn fault(
+    read: Result<impl Judged, &'static str>,
+    revoked: bool,
+    now: Timestamp,
+) -> Option<Fault> {
+    let candidate = match read {
         Ok(candidate) => candidate,
         Err(column) => return Some(Fault::Column(column)),
     };
@@ -37,14 +89,12 @@ pub(crate) fn fault(stored: &Stored, now: Timestamp) -> Option<Fault> {
     if !candidate.is_signed() {
         return Some(Fault::Denied(Reason::SignatureInvalid));
     }
-    let window = candidate.permission().window;
-    if stored.is_revoked() || window.position(now) == Position::After {
+    let window = candidate.window();
+    if revoked || window.position(now) == Position::After {
         return None;
     }
     let at = now.max(window.not_before());
-    judge(&candidate, &own_request(&candidate), at)
-        .err()
-        .map(Fault::Denied)
+    candidate.judge(at).err().map(Fault::Denied)
 }
 
 /// What the agent that a row names would ask.

@@ -187,20 +187,20 @@ Example:
 Example:
   agent-gateway-registry why --identity agent-alpha --spki spki.hex --destination docstore")]
     Why(RequestArgs),
-    /// Show all about a permission or a key
+    /// Show all about a permission, an agent's key for proofs of context, or a key
     #[command(after_help = "\
 Example:
   agent-gateway-registry show perm-7d0c6f0e-4a0b-4f5e-9d57-0f2b8a1c3e55")]
     Show(ShowArgs),
-    /// Store signed permissions from a file, all of them or none
+    /// Store signed rows from a file, all of them or none
     ///
-    /// Every line's signature is verified, and what could not be used is refused, by its line. A
-    /// permission that is there already is left as it is, also if it was revoked.
+    /// Every line's signature is verified, and what could not be used is refused, by its line. A row
+    /// that is there already is left as it is, also if it was revoked.
     #[command(after_help = "\
 Example:
   agent-gateway-registry import permissions.jsonl")]
     Import(ImportArgs),
-    /// Write signed permissions as lines of JSON
+    /// Write signed permissions, and agents' keys for proofs of context, as lines of JSON
     #[command(after_help = "\
 Example:
   agent-gateway-registry export --identity agent-alpha")]

@@ -26,10 +26,32 @@ pub(crate) async fn run(args: &ExportArgs, trust: &Trust) -> Result<(), Failure>
         let page = registry.permissions_after(&filter, after.as_deref(), Some(PAGE));
         let page = within(page).await?;
         let Some(last) = page.last() else {
-            return Ok(());
+            break;
         };
         after = Some(last.permission_id.clone());
         let lines: String = page.iter().map(signed_row::entry).collect();
+        if write(&lines)? == Written::ReaderGone {
+            return Ok(());
+        }
+    }
+    // They have no such columns, so none of them matches.
+    if filter.spki.is_some() || filter.destination.is_some() {
+        return Ok(());
+    }
+    poca_keys(&mut registry, &filter).await
+}
+
+/// Agents' keys for proofs of context.
+async fn poca_keys(registry: &mut Writer, filter: &Filter) -> Result<(), Failure> {
+    let mut after: Option<String> = None;
+    loop {
+        let page = registry.poca_keys_after(filter, after.as_deref(), Some(PAGE));
+        let page = within(page).await?;
+        let Some(last) = page.last() else {
+            return Ok(());
+        };
+        after = Some(last.poca_key_id.clone());
+        let lines: String = page.iter().map(signed_row::poca_key_entry).collect();
         if write(&lines)? == Written::ReaderGone {
             return Ok(());
         }

@@ -85,6 +85,10 @@ impl Draft for Asked {
 impl Grant for Permission {
     const KIND: &'static str = "permission";
 
+    fn id(&self) -> &Id {
+        &self.permission_id
+    }
+
     fn signing_key_id(&self) -> &Id {
         &self.signing_key_id
     }

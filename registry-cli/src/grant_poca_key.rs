@@ -72,6 +72,10 @@ impl Draft for Asked {
 impl Grant for PocaKey {
     const KIND: &'static str = "PoCA key";
 
+    fn id(&self) -> &Id {
+        &self.poca_key_id
+    }
+
     fn signing_key_id(&self) -> &Id {
         &self.signing_key_id
     }

@@ -6,15 +6,17 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read as _};
 use std::path::Path;
 
-use permission::{Id, Reason, Timestamp};
-use registry::{Import, SignedRow, Stated, StatementRow, Stored};
+use permission::{Id, Permission, PocaKey, Reason, Timestamp};
+use registry::{Added, Import, SignedRow, Stated, StatementRow, Stored, StoredPocaKey, WriteError};
 use serde_json::json;
 
 use crate::audit::{Fault, fault};
 use crate::cli::ImportArgs;
 use crate::database::{self, within};
 use crate::failure::Failure;
+use crate::poca_key;
 use crate::signed_row::{self, AnyRow, LineError};
+use crate::signing::Grant;
 use crate::terminal::Report;
 use crate::trust::Trust;
 
@@ -23,7 +25,7 @@ const MAX_LINE_BYTES: u64 = 32 * 1024;
 /// Rows held at a time.
 const BATCH: usize = 500;
 
-/// What is wrong with a file of signed permissions.
+/// What is wrong with a file of signed rows.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
     /// It can't be read.
@@ -32,14 +34,16 @@ pub enum ImportError {
     /// It ends in the midst of a line.
     #[error("line {0} is cut off, or over {MAX_LINE_BYTES} bytes")]
     CutOff(usize),
-    /// A line that is no signed permission.
+    /// A line that is no signed row.
     #[error("line {0}: {1}")]
     Line(usize, #[source] LineError),
-    /// A row that the gateway would not let anybody use.
-    #[error("line {line}: permission {id}: {fault}")]
+    /// A row that counts for nothing at the gateway.
+    #[error("line {line}: {kind} {id}: {fault}")]
     Fault {
         /// Counted from 1.
         line: usize,
+        /// Of what.
+        kind: &'static str,
         /// Whose.
         id: Id,
         /// Why.
@@ -55,11 +59,13 @@ pub enum ImportError {
         /// Why.
         fault: StatementFault,
     },
-    /// Another permission has that id, in the registry or in the file.
-    #[error("line {line}: permission {id} is there already, and another one")]
+    /// Another one has that id, in the registry or in the file.
+    #[error("line {line}: {kind} {id} is there already, and another one")]
     Taken {
         /// Counted from 1.
         line: usize,
+        /// Of what.
+        kind: &'static str,
         /// Which.
         id: Id,
     },
@@ -99,11 +105,12 @@ pub(crate) async fn run(args: &ImportArgs, trust: &Trust) -> Result<Report, Fail
             break;
         }
         read += batch.len();
-        // Keys and scopes first: permissions rest on them.
-        let mut permissions = Vec::new();
+        // Keys and scopes first: the others rest on them.
+        let (mut permissions, mut poca_keys) = (Vec::new(), Vec::new());
         for (line, row) in batch {
             match row {
                 AnyRow::Permission(row) => permissions.push((line, row)),
+                AnyRow::PocaKey(row) => poca_keys.push((line, row)),
                 AnyRow::Statement(row) => {
                     let stated = state(&mut import, &row, trust).await?;
                     let key_id = row.statement.key_id;
@@ -117,7 +124,12 @@ pub(crate) async fn run(args: &ImportArgs, trust: &Trust) -> Result<Report, Fail
                 }
             }
         }
-        new += add(&mut import, &permissions, now).await?.map_err(failed)?;
+        new += add::<Stored>(&mut import, &permissions, now)
+            .await?
+            .map_err(failed)?;
+        new += add::<StoredPocaKey>(&mut import, &poca_keys, now)
+            .await?
+            .map_err(failed)?;
     }
     within(import.commit()).await?;
     let known = read as u64 - new;
@@ -173,39 +185,119 @@ async fn state(
     })
 }
 
+/// A row as the registry holds it, of one kind or the other.
+trait Standing: Sized {
+    type Signed: Grant + Clone + PartialEq;
+
+    async fn add(
+        import: &mut Import<'_>,
+        rows: &[SignedRow<Self::Signed>],
+    ) -> Result<Added<Self>, WriteError>;
+
+    fn id(&self) -> &str;
+
+    /// What it says, if that can be read.
+    fn says(&self) -> Option<Self::Signed>;
+
+    fn fault(&self, now: Timestamp) -> Option<Fault>;
+
+    /// Whether its key made this signature too, over what it says.
+    fn is_signed_by(&self, signature_der: &[u8]) -> bool;
+}
+
+impl Standing for Stored {
+    type Signed = Permission;
+
+    async fn add(
+        import: &mut Import<'_>,
+        rows: &[SignedRow<Permission>],
+    ) -> Result<Added<Self>, WriteError> {
+        import.add(rows).await
+    }
+
+    fn id(&self) -> &str {
+        self.permission_id()
+    }
+
+    fn says(&self) -> Option<Permission> {
+        let candidate = self.candidate().ok()?;
+        Some(candidate.permission().clone())
+    }
+
+    fn fault(&self, now: Timestamp) -> Option<Fault> {
+        fault(self.candidate(), self.is_revoked(), now)
+    }
+
+    fn is_signed_by(&self, signature_der: &[u8]) -> bool {
+        self.is_signed_by(signature_der)
+    }
+}
+
+impl Standing for StoredPocaKey {
+    type Signed = PocaKey;
+
+    async fn add(
+        import: &mut Import<'_>,
+        rows: &[SignedRow<PocaKey>],
+    ) -> Result<Added<Self>, WriteError> {
+        import.add_poca_keys(rows).await
+    }
+
+    fn id(&self) -> &str {
+        self.poca_key_id()
+    }
+
+    fn says(&self) -> Option<PocaKey> {
+        let candidate = self.candidate().ok()?;
+        Some(candidate.key().clone())
+    }
+
+    fn fault(&self, now: Timestamp) -> Option<Fault> {
+        fault(poca_key::candidate(self), self.is_revoked(), now)
+    }
+
+    fn is_signed_by(&self, signature_der: &[u8]) -> bool {
+        self.is_signed_by(signature_der)
+    }
+}
+
 /// Adds rows and checks each as it then stands; the outer failure is the database's.
-async fn add(
+async fn add<S: Standing>(
     import: &mut Import<'_>,
-    batch: &[(usize, SignedRow)],
+    batch: &[(usize, SignedRow<S::Signed>)],
     now: Timestamp,
 ) -> Result<Result<u64, ImportError>, Failure> {
-    let rows: Vec<SignedRow> = batch.iter().map(|(_, row)| row.clone()).collect();
-    let added = within(import.add(&rows)).await?;
-    let stored: HashMap<&str, &Stored> = added
-        .stored
-        .iter()
-        .map(|stored| (stored.permission_id(), stored))
-        .collect();
+    let rows: Vec<_> = batch.iter().map(|(_, row)| row.clone()).collect();
+    let added = within(S::add(import, &rows)).await?;
+    let stored: HashMap<&str, &S> = (added.stored.iter().map(|row| (row.id(), row))).collect();
+    let kind = S::Signed::KIND;
     for (line, row) in batch {
         let line = *line;
-        let id = row.permission.permission_id.clone();
+        let id = row.signed.id().clone();
         let Some(stored) = stored.get(id.as_str()) else {
             let fault = Fault::Denied(Reason::SigningKeyUnknown);
-            return Ok(Err(ImportError::Fault { line, id, fault }));
+            return Ok(Err(ImportError::Fault {
+                line,
+                kind,
+                id,
+                fault,
+            }));
         };
-        let same = stored
-            .candidate()
-            .is_ok_and(|candidate| *candidate.permission() == row.permission);
-        if !same {
-            return Ok(Err(ImportError::Taken { line, id }));
-        }
-        if let Some(fault) = fault(stored, now) {
-            return Ok(Err(ImportError::Fault { line, id, fault }));
+        if stored.says().as_ref() != Some(&row.signed) {
+            return Ok(Err(ImportError::Taken { line, kind, id }));
         }
         // Of a row that was there already the registry has a signature of its own.
-        if !stored.is_signed_by(&row.signature) {
-            let fault = Fault::Denied(Reason::SignatureInvalid);
-            return Ok(Err(ImportError::Fault { line, id, fault }));
+        let unsigned = || {
+            (!stored.is_signed_by(&row.signature))
+                .then_some(Fault::Denied(Reason::SignatureInvalid))
+        };
+        if let Some(fault) = stored.fault(now).or_else(unsigned) {
+            return Ok(Err(ImportError::Fault {
+                line,
+                kind,
+                id,
+                fault,
+            }));
         }
     }
     Ok(Ok(added.new))

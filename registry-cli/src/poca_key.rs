@@ -3,7 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use permission::PocaCandidate;
 use poca::{PublicKey, PublicKeyError};
+use registry::StoredPocaKey;
 use x509_parser::pem::parse_x509_pem;
 
 use crate::arguments::file;
@@ -64,6 +66,15 @@ fn parse(bytes: &[u8]) -> Result<PublicKey, PocaKeyError> {
             Ok(PublicKey::from_bytes(&block.contents)?)
         }
         _ => Err(PocaKeyError::OtherPem),
+    }
+}
+
+/// What the gateway judges; or the column that holds what no such key can.
+pub(crate) fn candidate(stored: &StoredPocaKey) -> Result<PocaCandidate, &'static str> {
+    let candidate = stored.candidate()?;
+    match PublicKey::from_bytes(&candidate.key().ed25519_public_key) {
+        Ok(_) => Ok(candidate),
+        Err(_) => Err("ed25519_public_key"),
     }
 }
 

@@ -1,10 +1,12 @@
-//! `show`: all about one permission or one key.
+//! `show`: all about one permission, one agent's key for proofs of context, or one key.
 
 use std::fmt::Write as _;
 
 use permission::time::Position;
-use permission::{Candidate, Destination, Id, Permission, Scope, Signer, Timestamp, Window, judge};
-use registry::{Filter, Stored, Writer};
+use permission::{
+    Candidate, Destination, Id, Permission, PocaKey, Scope, Signer, Timestamp, Window, judge,
+};
+use registry::{Filter, Stored, StoredPocaKey, Writer};
 use serde_json::{Value, json};
 
 use crate::arguments::id;
@@ -12,6 +14,7 @@ use crate::audit::own_request;
 use crate::cli::ShowArgs;
 use crate::database::{self, within};
 use crate::failure::Failure;
+use crate::poca_key;
 use crate::terminal::{Report, escape, when};
 use crate::trust::Trust;
 
@@ -22,6 +25,16 @@ pub(crate) async fn run(args: &ShowArgs, trust: &Trust) -> Result<Report, Failur
     let now = within(registry.now()).await?;
     if let Some(stored) = within(registry.stored(id.as_str())).await? {
         return Ok(permission(&stored, now));
+    }
+    let filter = Filter {
+        id: Some(id.clone()),
+        ..Filter::default()
+    };
+    if let Some(stored) = within(registry.stored_poca_keys(&filter, None, None))
+        .await?
+        .first()
+    {
+        return Ok(poca_key(stored, now));
     }
     match within(registry.signer(&id)).await? {
         Some(signer) => key(&mut registry, &id, &signer, now).await,
@@ -79,6 +92,66 @@ fn permission(stored: &Stored, now: Timestamp) -> Report {
             "not_after": window.not_after().to_string(),
             "revoked": stored.is_revoked(),
             "verdict": verdict,
+        }),
+    }
+}
+
+fn poca_key(stored: &StoredPocaKey, now: Timestamp) -> Report {
+    let id = stored.poca_key_id();
+    let candidate = match poca_key::candidate(stored) {
+        Ok(candidate) => candidate,
+        Err(column) => {
+            return Report {
+                text: format!("PoCA key    {}\nunusable    column {column}\n", escape(id)),
+                json: json!({"poca_key_id": id, "unusable_column": column}),
+            };
+        }
+    };
+    let PocaKey {
+        signing_key_id: key_id,
+        subject_identity: identity,
+        ed25519_public_key,
+        window,
+        ..
+    } = candidate.key();
+    let public_key = poca_key::shown(ed25519_public_key);
+    let signed = candidate.is_signed();
+    let reach = candidate.reach(identity, now);
+    let verdict = reach
+        .as_ref()
+        .map_or_else(|reason| reason.code(), |_| "counts");
+    let reach: Vec<_> = reach.iter().flatten().map(ToString::to_string).collect();
+    let mut text = format!(
+        "PoCA key    {}\nidentity    {}\npublic key  {public_key}\nsigned by   {}\n\
+         signature   {}\nvalid from  {}\nvalid until {}\nverdict     {verdict}\n",
+        escape(id),
+        escape(identity.as_str()),
+        escape(key_id.as_str()),
+        if signed {
+            "verifies"
+        } else {
+            "does not verify"
+        },
+        when(window.not_before(), now),
+        when(window.not_after(), now),
+    );
+    for destination in &reach {
+        // Writing to a String can't fail.
+        let _ = writeln!(text, "for tools at {destination}");
+    }
+    Report {
+        text,
+        json: json!({
+            "poca_key_id": id,
+            "identity": identity.as_str(),
+            "public_key": public_key,
+            "key_id": key_id.as_str(),
+            "signature_verifies": signed,
+            "not_before": window.not_before().to_string(),
+            "not_after": window.not_after().to_string(),
+            "revoked": stored.is_revoked(),
+            "verdict": verdict,
+            "destinations": reach,
         }),
     }
 }

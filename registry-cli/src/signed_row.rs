@@ -4,7 +4,8 @@ use permission::{
     Claim, Destination, ECDSA_P256_SHA256, Id, Identity, Permission, PocaKey, PrincipalKey, Spki,
     Statement, Timestamp, Window,
 };
-use registry::{PermissionEntry, SignedRow, StatementRow};
+use poca::PublicKey;
+use registry::{PermissionEntry, PocaKeyEntry, SignedRow, StatementRow};
 use serde::{Deserialize, Serialize};
 
 use crate::terminal::json_line;
@@ -71,7 +72,8 @@ struct AnyLine {
 /// A row of any kind.
 #[derive(Debug)]
 pub(crate) enum AnyRow {
-    Permission(SignedRow),
+    Permission(SignedRow<Permission>),
+    PocaKey(SignedRow<PocaKey>),
     Statement(StatementRow),
 }
 
@@ -82,7 +84,7 @@ pub enum LineError {
     #[error("not a line that `export` or `--offline` wrote: {0}")]
     Json(#[from] serde_json::Error),
     /// Made by another version.
-    #[error("version {0} is not {V1}, {KEY_V1} or {SCOPE_V1}")]
+    #[error("version {0} is not {V1}, {POCA_KEY_V1}, {KEY_V1} or {SCOPE_V1}")]
     Version(String),
     /// A field that can't be what it should be.
     #[error("unusable {0}")]
@@ -118,6 +120,21 @@ pub(crate) fn signed(permission: &Permission, signature: &[u8]) -> String {
         not_after: permission.window.not_after().to_string(),
         revoked_at: None,
         signature: hex::encode(signature),
+    })
+}
+
+/// As [`entry`], of an agent's key for proofs of context.
+pub(crate) fn poca_key_entry(entry: &PocaKeyEntry) -> String {
+    written(&PocaKeyLine {
+        version: POCA_KEY_V1.to_owned(),
+        poca_key_id: entry.poca_key_id.clone(),
+        key_id: entry.signing_key_id.clone(),
+        identity: entry.subject_identity.clone(),
+        ed25519_public_key: hex::encode(&entry.ed25519_public_key),
+        not_before: entry.window.not_before().to_string(),
+        not_after: entry.window.not_after().to_string(),
+        revoked_at: entry.revoked_at.map(|time| time.to_string()),
+        signature: hex::encode(&entry.signature),
     })
 }
 
@@ -166,6 +183,7 @@ pub(crate) fn read(text: &str) -> Result<AnyRow, LineError> {
     let AnyLine { version } = serde_json::from_str(text)?;
     match version.as_str() {
         V1 => permission(serde_json::from_str(text)?).map(AnyRow::Permission),
+        POCA_KEY_V1 => poca_key(serde_json::from_str(text)?).map(AnyRow::PocaKey),
         KEY_V1 | SCOPE_V1 => about_a_key(serde_json::from_str(text)?).map(AnyRow::Statement),
         _ => Err(LineError::Version(version)),
     }
@@ -214,10 +232,29 @@ fn about_a_key(line: StatementLine) -> Result<StatementRow, LineError> {
     })
 }
 
-fn permission(line: Line) -> Result<SignedRow, LineError> {
+fn poca_key(line: PocaKeyLine) -> Result<SignedRow<PocaKey>, LineError> {
+    let revoked_at = line.revoked_at.map(|text| time(&text, "revoked_at"));
+    let public_key = hex::decode(&line.ed25519_public_key).ok();
+    let public_key = public_key.and_then(|bytes| PublicKey::from_bytes(&bytes).ok());
+    let public_key = public_key.ok_or(LineError::Field("ed25519_public_key"))?;
+    Ok(SignedRow {
+        signed: PocaKey {
+            poca_key_id: id(&line.poca_key_id, "poca_key_id")?,
+            signing_key_id: id(&line.key_id, "key_id")?,
+            subject_identity: Identity::parse(&line.identity)
+                .map_err(|_| LineError::Field("identity"))?,
+            ed25519_public_key: public_key.to_bytes(),
+            window: window(&line.not_before, &line.not_after)?,
+        },
+        signature: hex::decode(&line.signature).map_err(|_| LineError::Field("signature"))?,
+        revoked_at: revoked_at.transpose()?,
+    })
+}
+
+fn permission(line: Line) -> Result<SignedRow<Permission>, LineError> {
     let revoked_at = line.revoked_at.map(|text| time(&text, "revoked_at"));
     Ok(SignedRow {
-        permission: Permission {
+        signed: Permission {
             permission_id: id(&line.permission_id, "permission_id")?,
             signing_key_id: id(&line.key_id, "key_id")?,
             subject_identity: Identity::parse(&line.identity)

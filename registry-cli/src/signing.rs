@@ -28,6 +28,8 @@ pub(crate) trait Grant: Sized {
     /// As messages name it.
     const KIND: &'static str;
 
+    fn id(&self) -> &Id;
+
     fn signing_key_id(&self) -> &Id;
 
     fn window(&self) -> Window;

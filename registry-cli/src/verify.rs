@@ -4,17 +4,18 @@ use std::io::{self, IsTerminal as _};
 use std::num::NonZero;
 use std::thread;
 
-use permission::{Claim, Destination, ECDSA_P256_SHA256, PrincipalKey, Reason, Timestamp};
-use registry::{Filter, Stored, Writer};
+use permission::{Claim, Destination, ECDSA_P256_SHA256, PocaKey, PrincipalKey, Reason, Timestamp};
+use registry::{Filter, Writer};
 use serde_json::{Value, json};
 
-use crate::Outcome;
 use crate::audit::{Fault, fault};
 use crate::database::{self, within};
 use crate::failure::Failure;
 use crate::root::unsigned::{Which, unsigned};
+use crate::signing::Grant as _;
 use crate::terminal::{escape, json_line, tell, write};
 use crate::trust::Trust;
+use crate::{Outcome, poca_key};
 
 /// Rows held at a time.
 const PAGE: u32 = 2000;
@@ -45,13 +46,15 @@ pub(crate) async fn run(trust: &Trust, as_json: bool) -> Result<Outcome, Failure
             break;
         };
         last.permission_id().clone_into(&mut after);
-        for (row, fault) in page.iter().zip(faults(&page, now)) {
+        let found = faults(&page, |row| fault(row.candidate(), row.is_revoked(), now));
+        for (row, fault) in page.iter().zip(found) {
             if let Some(fault) = fault {
                 findings.bad("permission", row.permission_id(), &fault.to_string())?;
             }
         }
         findings.count(page.len());
     }
+    poca_keys(&mut registry, &mut findings, now).await?;
     findings.end()
 }
 
@@ -97,14 +100,41 @@ async fn keys_and_scopes(
     Ok(())
 }
 
+/// Agents' keys for proofs of context.
+async fn poca_keys(
+    registry: &mut Writer,
+    findings: &mut Findings,
+    now: Timestamp,
+) -> Result<(), Failure> {
+    let all = Filter::default();
+    let mut after: Option<String> = None;
+    loop {
+        let page = registry.stored_poca_keys(&all, after.as_deref(), Some(PAGE));
+        let page = within(page).await?;
+        let Some(last) = page.last() else {
+            return Ok(());
+        };
+        after = Some(last.poca_key_id().to_owned());
+        let found = faults(&page, |row| {
+            fault(poca_key::candidate(row), row.is_revoked(), now)
+        });
+        for (row, fault) in page.iter().zip(found) {
+            if let Some(fault) = fault {
+                findings.bad(PocaKey::KIND, row.poca_key_id(), &fault.to_string())?;
+            }
+        }
+        findings.count(page.len());
+    }
+}
+
 /// Signatures take nearly all of the time, so all processors check them.
-fn faults(page: &[Stored], now: Timestamp) -> Vec<Option<Fault>> {
+fn faults<T: Sync>(page: &[T], fault: impl Fn(&T) -> Option<Fault> + Sync) -> Vec<Option<Fault>> {
     let threads = thread::available_parallelism().map_or(1, NonZero::get);
-    let check = |rows: &[Stored]| rows.iter().map(|row| fault(row, now)).collect::<Vec<_>>();
+    let check = |rows: &[T]| rows.iter().map(&fault).collect::<Vec<_>>();
     thread::scope(|scope| {
         let parts: Vec<_> = page
             .chunks(page.len().div_ceil(threads).max(1))
-            .map(|rows| (rows, scope.spawn(move || check(rows))))
+            .map(|rows| (rows, scope.spawn(|| check(rows))))
             .collect();
         parts
             .into_iter()

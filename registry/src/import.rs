@@ -1,4 +1,4 @@
-//! Signed permissions from elsewhere: stored together, or not at all.
+//! Signed rows from elsewhere: stored together, or not at all.
 
 use permission::{Permission, Timestamp, TrustRoots};
 use sqlx::{Connection as _, Postgres, Transaction};
@@ -7,36 +7,36 @@ use crate::inspect::{Stored, select_stored};
 use crate::lookup::CandidateRow;
 use crate::writer::{WriteError, Writer};
 
-/// A permission, its signature, and when it was taken back.
+/// A permission or an agent's `PoCA` key, its signature, and when it was taken back.
 #[derive(Debug, Clone)]
-pub struct SignedRow {
+pub struct SignedRow<T> {
     /// What was signed.
-    pub permission: Permission,
+    pub signed: T,
     /// DER.
     pub signature: Vec<u8>,
     /// If it was.
     pub revoked_at: Option<Timestamp>,
 }
 
-/// A transaction that adds permissions; dropped, it leaves nothing behind.
+/// A transaction that adds rows; dropped, it leaves nothing behind.
 #[derive(Debug)]
 pub struct Import<'a> {
     pub(crate) transaction: Transaction<'a, Postgres>,
-    trust_roots: Option<TrustRoots>,
+    pub(crate) trust_roots: Option<TrustRoots>,
 }
 
 /// What became of some rows.
 #[derive(Debug)]
-pub struct Added {
+pub struct Added<S> {
     /// How many are new.
     pub new: u64,
     /// What the registry holds now under the ids of the rows, in no order. A row whose key is
     /// not registered is not among them.
-    pub stored: Vec<Stored>,
+    pub stored: Vec<S>,
 }
 
 impl Writer {
-    /// Begins to add permissions.
+    /// Begins to add rows.
     pub async fn import(&mut self) -> Result<Import<'_>, WriteError> {
         Ok(Import {
             transaction: self.connection.begin().await?,
@@ -46,13 +46,13 @@ impl Writer {
 }
 
 impl Import<'_> {
-    /// Adds the rows whose ids are free; a row that is there is left as it is. Of several rows
+    /// Adds the permissions whose ids are free; a row that is there is left as it is. Of several rows
     /// with one id the first is added.
-    pub async fn add(&mut self, rows: &[SignedRow]) -> Result<Added, WriteError> {
-        fn column<T>(rows: &[SignedRow], read: impl Fn(&SignedRow) -> T) -> Vec<T> {
-            rows.iter().map(read).collect()
-        }
-        let ids = column(rows, |row| row.permission.permission_id.to_string());
+    pub async fn add(
+        &mut self,
+        rows: &[SignedRow<Permission>],
+    ) -> Result<Added<Stored>, WriteError> {
+        let ids = column(rows, |row| row.signed.permission_id.to_string());
         let inserted = sqlx::query(
             "INSERT INTO permission_registry
                  (permission_id, signing_key_id, subject_identity,
@@ -71,21 +71,17 @@ impl Import<'_> {
              ON CONFLICT (permission_id) DO NOTHING",
         )
         .bind(&ids)
+        .bind(column(rows, |row| row.signed.signing_key_id.to_string()))
+        .bind(column(rows, |row| row.signed.subject_identity.to_string()))
         .bind(column(rows, |row| {
-            row.permission.signing_key_id.to_string()
+            row.signed.subject_spki.as_der().to_vec()
+        }))
+        .bind(column(rows, |row| row.signed.destination.to_string()))
+        .bind(column(rows, |row| {
+            row.signed.window.not_before().to_string()
         }))
         .bind(column(rows, |row| {
-            row.permission.subject_identity.to_string()
-        }))
-        .bind(column(rows, |row| {
-            row.permission.subject_spki.as_der().to_vec()
-        }))
-        .bind(column(rows, |row| row.permission.destination.to_string()))
-        .bind(column(rows, |row| {
-            row.permission.window.not_before().to_string()
-        }))
-        .bind(column(rows, |row| {
-            row.permission.window.not_after().to_string()
+            row.signed.window.not_after().to_string()
         }))
         .bind(column(rows, |row| row.signature.clone()))
         .bind(column(rows, |row| {
@@ -108,4 +104,9 @@ impl Import<'_> {
     pub async fn commit(self) -> Result<(), WriteError> {
         Ok(self.transaction.commit().await?)
     }
+}
+
+/// One column of all rows.
+pub(crate) fn column<T, C>(rows: &[SignedRow<T>], read: impl Fn(&SignedRow<T>) -> C) -> Vec<C> {
+    rows.iter().map(read).collect()
 }

@@ -9,6 +9,7 @@ use permission::{
 };
 use sqlx::{AssertSqlSafe, Connection as _, PgConnection};
 
+use crate::import::{Added, Import, SignedRow, column};
 use crate::listing::{Filter, Validity};
 use crate::lookup::window;
 use crate::poca::poca_key;
@@ -119,6 +120,55 @@ impl Writer {
     }
 }
 
+impl Import<'_> {
+    /// Adds agents' keys as [`Import::add`] does permissions.
+    pub async fn add_poca_keys(
+        &mut self,
+        rows: &[SignedRow<PocaKey>],
+    ) -> Result<Added<StoredPocaKey>, WriteError> {
+        let ids = column(rows, |row| row.signed.poca_key_id.to_string());
+        let inserted = sqlx::query(
+            "INSERT INTO poca_keys
+                 (poca_key_id, signing_key_id, subject_identity, ed25519_public_key, not_before,
+                  not_after, signature, revoked_at)
+             SELECT r.id, r.key_id, r.identity, r.public_key, r.not_before::timestamptz,
+                    r.not_after::timestamptz, r.signature, r.revoked_at::timestamptz
+             FROM unnest($1::text[], $2::text[], $3::text[], $4::bytea[], $5::text[], $6::text[],
+                         $7::bytea[], $8::text[])
+                  WITH ORDINALITY
+                  AS r (id, key_id, identity, public_key, not_before, not_after, signature,
+                        revoked_at, number)
+             JOIN principal_signing_keys k ON k.key_id = r.key_id
+             ORDER BY r.number
+             ON CONFLICT (poca_key_id) DO NOTHING",
+        )
+        .bind(&ids)
+        .bind(column(rows, |row| row.signed.signing_key_id.to_string()))
+        .bind(column(rows, |row| row.signed.subject_identity.to_string()))
+        .bind(column(rows, |row| row.signed.ed25519_public_key.to_vec()))
+        .bind(column(rows, |row| {
+            row.signed.window.not_before().to_string()
+        }))
+        .bind(column(rows, |row| {
+            row.signed.window.not_after().to_string()
+        }))
+        .bind(column(rows, |row| row.signature.clone()))
+        .bind(column(rows, |row| {
+            row.revoked_at.map(|time| time.to_string())
+        }))
+        .execute(&mut *self.transaction)
+        .await?;
+        let found = sqlx::query_as(select_poca_keys!("WHERE poca_key_id = ANY($1)"))
+            .bind(&ids)
+            .fetch_all(&mut *self.transaction)
+            .await?;
+        Ok(Added {
+            new: inserted.rows_affected(),
+            stored: stored(&mut self.transaction, found, self.trust_roots.as_ref()).await?,
+        })
+    }
+}
+
 impl StoredPocaKey {
     /// Its id, whatever it holds.
     pub fn poca_key_id(&self) -> &str {
@@ -133,6 +183,16 @@ impl StoredPocaKey {
     /// What the service judges, signatures checked, but for every destination; or the column that
     /// holds what no such key can.
     pub fn candidate(&self) -> Result<PocaCandidate, &'static str> {
+        self.with_signature(&self.row.signature)
+    }
+
+    /// Whether its key made this signature too, over what it says.
+    pub fn is_signed_by(&self, signature_der: &[u8]) -> bool {
+        self.with_signature(signature_der)
+            .is_ok_and(|candidate| candidate.is_signed())
+    }
+
+    fn with_signature(&self, signature_der: &[u8]) -> Result<PocaCandidate, &'static str> {
         let key = poca_key(
             &self.row.poca_key_id,
             &self.row.signing_key_id,
@@ -144,7 +204,7 @@ impl StoredPocaKey {
         Ok(PocaCandidate::new(
             key,
             self.is_revoked(),
-            &self.row.signature,
+            signature_der,
             principal.map(|principal| &principal.signer),
             principal.map_or(&[], |principal| &principal.scopes),
             self.roots.as_ref(),

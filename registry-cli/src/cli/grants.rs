@@ -157,7 +157,7 @@ pub struct ExportArgs {
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it as help")]
     pub selectors: Selectors,
-    /// Write the keys that sign, and their scopes, before the permissions
+    /// Write the keys that sign, and their scopes, before the others
     #[arg(long)]
     pub keys: bool,
 }

@@ -138,6 +138,6 @@ pub struct RequestArgs {
 /// `show`
 #[derive(Debug, Args)]
 pub struct ShowArgs {
-    /// The id of a permission or of a key
+    /// The id of a permission, a PoCA key or a key
     pub id: String,
 }

@@ -20,6 +20,7 @@ mod office;
 mod outages;
 mod pins;
 mod poca_keys;
+mod poca_rows;
 mod refusals;
 mod revoking;
 mod roots;
