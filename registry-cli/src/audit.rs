@@ -32,7 +32,7 @@ pub(crate) trait Judged {
     fn window(&self) -> Window;
 
     /// Whether it does at that time what it says.
-    fn judge(&self, at: Timestamp) -> Result<(), Reason>;
+    fn holds(&self, at: Timestamp) -> Result<(), Reason>;
 }
 
 impl Judged for Candidate {
@@ -48,7 +48,7 @@ impl Judged for Candidate {
         self.permission().window
     }
 
-    fn judge(&self, at: Timestamp) -> Result<(), Reason> {
+    fn holds(&self, at: Timestamp) -> Result<(), Reason> {
         judge(self, &own_request(self), at).map(drop)
     }
 }
@@ -67,7 +67,7 @@ impl Judged for PocaCandidate {
     }
 
     /// For any destination at all.
-    fn judge(&self, at: Timestamp) -> Result<(), Reason> {
+    fn holds(&self, at: Timestamp) -> Result<(), Reason> {
         self.reach(&self.key().subject_identity, at).map(drop)
     }
 }
@@ -94,7 +94,7 @@ pub(crate) fn fault(
         return None;
     }
     let at = now.max(window.not_before());
-    candidate.judge(at).err().map(Fault::Denied)
+    candidate.holds(at).err().map(Fault::Denied)
 }
 
 /// What the agent that a row names would ask.

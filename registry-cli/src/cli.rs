@@ -149,7 +149,7 @@ Example:
   agent-gateway-registry revoke-poca-key --identity agent-alpha
   agent-gateway-registry revoke-poca-key --id poca-1 --yes --wait --admin 127.0.0.1:9002")]
     RevokePocaKey(RevokePocaKeyArgs),
-    /// Let a new key take over an old one's scopes and sign its permissions again
+    /// Let a new key take over an old one's scopes and sign again what that one signed
     ///
     /// Shows first what it will do, and asks. Both keys count until the old one ends.
     #[command(after_help = "\
@@ -161,7 +161,8 @@ Example:
 Example:
   agent-gateway-registry impact --revoke --identity agent-alpha
   agent-gateway-registry impact --revoke-scope org-alice docstore
-  agent-gateway-registry impact --revoke-key org-alice")]
+  agent-gateway-registry impact --revoke-key org-alice
+  agent-gateway-registry impact --revoke-poca-key poca-1")]
     Impact(ImpactArgs),
     /// Show what stands in the registry
     ///

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use permission::TrustRoots;
-use registry::{Rights, SCHEMA_VERSION, Writer};
+use registry::{Ending, Rights, SCHEMA_VERSION, Writer};
 use serde_json::{Value, json};
 
 use crate::cli::DoctorArgs;
@@ -110,11 +110,17 @@ async fn skew(registry: &mut Writer) -> Result<(Status, String), Failure> {
 }
 
 async fn expiry(registry: &mut Writer, limit: Validity) -> Result<(Status, String), Failure> {
-    let ending = within(registry.ending_within(limit.duration())).await?;
-    let (keys, scopes, permissions) = (ending.keys, ending.scopes, ending.permissions);
-    let detail =
-        format!("within {limit} end: keys {keys}, scopes {scopes}, permissions {permissions}");
-    let status = if keys + scopes + permissions == 0 {
+    let Ending {
+        keys,
+        scopes,
+        permissions,
+        poca_keys,
+    } = within(registry.ending_within(limit.duration())).await?;
+    let detail = format!(
+        "within {limit} end: keys {keys}, scopes {scopes}, permissions {permissions}, \
+         PoCA keys {poca_keys}"
+    );
+    let status = if keys + scopes + permissions + poca_keys == 0 {
         Status::Ok
     } else {
         Status::Warning

@@ -1,11 +1,14 @@
 //! `impact`: who loses what by a revocation, before it is done.
 
+mod proofs;
+
 use std::collections::BTreeSet;
 
 use permission::{Decision, Destination, Identity, Request, Spki, Timestamp, decide};
 use registry::{Filter, Revocation, Writer};
 use serde_json::{Value, json};
 
+use self::proofs::Proof;
 use crate::arguments::{destinations, id};
 use crate::cli::ImpactArgs;
 use crate::database::{self, within};
@@ -31,12 +34,19 @@ pub(crate) async fn run(args: &ImpactArgs, trust: &Trust) -> Result<Report, Fail
     for filter in what.permissions() {
         touched.extend(by(&mut registry, &filter, now).await?);
     }
-    Ok(report(&touched))
+    let proofs = proofs::of(&mut registry, &what, now).await?;
+    Ok(report(&touched, &proofs))
 }
 
 fn revocation(args: &ImpactArgs) -> Result<Revocation, Failure> {
     if let Some(key) = &args.revoke_key {
         return Ok(Revocation::Key(id("key id", key)?));
+    }
+    if let Some(poca_key) = &args.revoke_poca_key {
+        return Ok(Revocation::PocaKeys(Filter {
+            id: Some(id("PoCA key id", poca_key)?),
+            ..Filter::default()
+        }));
     }
     if let [key, texts @ ..] = args.revoke_scope.as_slice() {
         return Ok(Revocation::Scopes {
@@ -91,7 +101,7 @@ async fn by(
     Ok(touched)
 }
 
-fn report(touched: &[Touched]) -> Report {
+fn report(touched: &[Touched], proofs: &[Proof]) -> Report {
     let mut json = (Vec::new(), Vec::new());
     let mut lines = Vec::new();
     for Touched {
@@ -126,16 +136,24 @@ fn report(touched: &[Touched]) -> Report {
             then.clone().unwrap_or_default(),
         ]);
     }
-    let text = if lines.is_empty() {
-        "nobody loses anything\n".to_owned()
+    let mut text = if lines.is_empty() {
+        String::new()
     } else {
         let headings = ["ACCESS", "IDENTITY", "DESTINATION", "SPKI", "BY", "THEN BY"];
         lines.sort_by(|a, b| b.first().cmp(&a.first()));
         lines.insert(0, headings.map(str::to_owned).to_vec());
         table(&lines)
     };
+    if !(text.is_empty() || proofs.is_empty()) {
+        text.push('\n');
+    }
+    text += &proofs::shown(proofs);
+    if text.is_empty() {
+        "nobody loses anything\n".clone_into(&mut text);
+    }
+    let proofs = proofs::json(proofs);
     Report {
         text,
-        json: json!({ "loses": json.0, "keeps": json.1 }),
+        json: json!({ "loses": json.0, "keeps": json.1, "proofs": proofs }),
     }
 }

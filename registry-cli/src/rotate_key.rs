@@ -1,24 +1,26 @@
-//! `rotate-key`: a new key takes over an old one's scopes and signs its permissions again; the
+//! `rotate-key`: a new key takes over an old one's scopes and signs again what that one signed; the
 //! old one ends at a date, until which both count.
 
 use std::fmt::Write as _;
+use std::mem;
 
 use permission::time::Position;
-use permission::{Candidate, Destination, Id, Permission, Scope, Signer, Timestamp, Window, judge};
+use permission::{Destination, Id, Permission, PocaKey, Scope, Signer, Timestamp, Window};
 use registry::{Filter, Rotation, Writer};
-use serde_json::json;
+use serde_json::{Value, json};
 use tpm::SigningKey;
 use uuid::Uuid;
 
 use crate::arguments::id;
-use crate::audit::own_request;
+use crate::audit::Judged as _;
 use crate::cli::RotateKeyArgs;
 use crate::confirm::{ask, must_be_askable};
 use crate::database::{self, within};
 use crate::failure::{Failure, RootFailure};
+use crate::poca_key;
 use crate::principal::{Key, Place, must_be_active, public_key};
 use crate::root::Endorser;
-use crate::signing::Grant as _;
+use crate::signing::{self, Grant, Grounds, Signed};
 use crate::terminal::{Report, escape, tell, when};
 use crate::trust::{Trust, must_be_trusted};
 
@@ -37,6 +39,7 @@ struct Plan {
     scopes: Vec<(Destination, Window)>,
     /// As the old key signed them.
     permissions: Vec<Permission>,
+    poca_keys: Vec<PocaKey>,
     /// Those that nobody can use now, and which are not signed again.
     left: Vec<String>,
 }
@@ -75,6 +78,7 @@ pub(crate) async fn run(args: &RotateKeyArgs, trust: &Trust) -> Result<Report, F
         endorser,
         scopes: Vec::new(),
         permissions: Vec::new(),
+        poca_keys: Vec::new(),
         left: Vec::new(),
     };
     plan.fill(&mut registry).await?;
@@ -109,7 +113,16 @@ impl Plan {
                 self.scopes.push((destination, self.rest(&scope.window)?));
             }
         }
-        for entry in within(registry.permissions(&olds)).await? {
+        self.fill_permissions(registry, &olds).await?;
+        self.fill_poca_keys(registry, &olds).await
+    }
+
+    async fn fill_permissions(
+        &mut self,
+        registry: &mut Writer,
+        olds: &Filter,
+    ) -> Result<(), Failure> {
+        for entry in within(registry.permissions(olds)).await? {
             if entry.revoked_at.is_some() || entry.window.position(self.now) == Position::After {
                 continue;
             }
@@ -117,10 +130,34 @@ impl Plan {
             let candidate = stored.as_ref().and_then(|stored| stored.candidate().ok());
             let at = self.now.max(entry.window.not_before());
             match candidate {
-                Some(candidate) if judge(&candidate, &own_request(&candidate), at).is_ok() => {
+                Some(candidate) if candidate.holds(at).is_ok() => {
                     self.permissions.push(candidate.permission().clone());
                 }
                 _ => self.left.push(entry.permission_id),
+            }
+        }
+        Ok(())
+    }
+
+    async fn fill_poca_keys(
+        &mut self,
+        registry: &mut Writer,
+        olds: &Filter,
+    ) -> Result<(), Failure> {
+        for stored in within(registry.stored_poca_keys(olds, None, None)).await? {
+            if stored.is_revoked() {
+                continue;
+            }
+            match poca_key::candidate(&stored) {
+                Ok(row) if row.key().window.position(self.now) == Position::After => {}
+                Ok(row)
+                    if row
+                        .holds(self.now.max(row.key().window.not_before()))
+                        .is_ok() =>
+                {
+                    self.poca_keys.push(row.key().clone());
+                }
+                _ => self.left.push(stored.poca_key_id().to_owned()),
             }
         }
         Ok(())
@@ -170,6 +207,15 @@ impl Plan {
                 permission.destination,
             );
         }
+        for key in &self.poca_keys {
+            let _ = writeln!(
+                text,
+                "sign again  {}  {}  {}",
+                escape(key.poca_key_id.as_str()),
+                escape(key.subject_identity.as_str()),
+                poca_key::shown(&key.ed25519_public_key),
+            );
+        }
         for id in &self.left {
             let _ = writeln!(text, "leave       {}, which nobody can use", escape(id));
         }
@@ -207,48 +253,45 @@ impl Plan {
                 endorser.vouch_for_scope(&self.new, &public, scope)?;
             }
         }
-        let mut permissions = Vec::new();
-        let mut json = Vec::new();
-        let mut text = String::new();
+        let grounds = Grounds {
+            signer,
+            scopes,
+            roots: registry.trust_roots().cloned(),
+        };
+        let mut again = Again::default();
+        let (mut permissions, mut poca_keys) = (Vec::new(), Vec::new());
         for old in &self.permissions {
-            let permission = Permission {
+            let new = Permission {
                 permission_id: id("permission id", &format!("perm-{}", Uuid::new_v4()))?,
                 signing_key_id: self.new.clone(),
                 window: self.rest(&old.window)?,
                 ..old.clone()
             };
-            let signature = key.sign(&permission.canonical_bytes())?.as_bytes().to_vec();
-            let candidate = Candidate::new(
-                permission.clone(),
-                false,
-                &signature,
-                Some(&signer),
-                &scopes,
-                registry.trust_roots(),
-            );
-            let at = self.now.max(permission.window.not_before());
-            judge(&candidate, &own_request(&candidate), at).map_err(|reason| {
-                let kind = Permission::KIND;
-                Failure::Unusable { kind, reason }
-            })?;
-            let (from, to) = (&old.permission_id, &permission.permission_id);
-            // Writing to a String can't fail.
-            let _ = writeln!(text, "signed again {} as {to}", escape(from.as_str()));
-            json.push(json!({"old": from.as_str(), "new": to.as_str()}));
-            permissions.push((permission, signature));
+            permissions.push(again.sign(old, new, key, &grounds, self.now)?);
+        }
+        let of_permissions = mem::take(&mut again.json);
+        for old in &self.poca_keys {
+            let new = PocaKey {
+                poca_key_id: id("PoCA key id", &format!("poca-{}", Uuid::new_v4()))?,
+                signing_key_id: self.new.clone(),
+                window: self.rest(&old.window)?,
+                ..old.clone()
+            };
+            poca_keys.push(again.sign(old, new, key, &grounds, self.now)?);
         }
         let rotation = Rotation {
             old: &self.old,
             old_ends: self.old_ends,
             old_root_signature: old.root_signature.as_deref(),
             new: &self.new,
-            key: &signer,
-            scopes: &scopes,
+            key: &grounds.signer,
+            scopes: &grounds.scopes,
             permissions: &permissions,
+            poca_keys: &poca_keys,
         };
         within(registry.rotate(&rotation)).await?;
         Ok(Report {
-            text,
+            text: again.text,
             json: json!({
                 "old_key_id": self.old.as_str(),
                 "old_not_after": self.old_ends.to_string(),
@@ -256,9 +299,36 @@ impl Plan {
                 "spki": public.spki().to_hex(),
                 "not_after": self.window.not_after().to_string(),
                 "scopes": self.scopes.len(),
-                "permissions": json,
+                "permissions": of_permissions,
+                "poca_keys": again.json,
                 "left": self.left,
             }),
         })
+    }
+}
+
+/// What was signed again.
+#[derive(Default)]
+struct Again {
+    text: String,
+    json: Vec<Value>,
+}
+
+impl Again {
+    fn sign<G: Grant>(
+        &mut self,
+        old: &G,
+        new: G,
+        key: &dyn SigningKey,
+        grounds: &Grounds,
+        now: Timestamp,
+    ) -> Result<Signed<G>, Failure> {
+        let at = now.max(new.window().not_before());
+        let signed = signing::sign(new, key, grounds, at)?;
+        let (from, to) = (old.id().as_str(), signed.0.id().as_str());
+        // Writing to a String can't fail.
+        let _ = writeln!(self.text, "signed again {} as {to}", escape(from));
+        self.json.push(json!({"old": from, "new": to}));
+        Ok(signed)
     }
 }

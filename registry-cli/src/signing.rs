@@ -208,15 +208,15 @@ async fn grounds(
     Ok(grounds)
 }
 
-/// Signs, and makes sure that the gateway would take it.
-fn sign<G: Grant>(
+/// Signs, and makes sure that the gateway would take it then.
+pub(crate) fn sign<G: Grant>(
     grant: G,
     key: &dyn SigningKey,
     grounds: &Grounds,
-    now: Timestamp,
+    at: Timestamp,
 ) -> Result<Signed<G>, Failure> {
     let signature = key.sign(&grant.canonical_bytes())?.as_bytes().to_vec();
-    let judged = grant.judge(&signature, grounds, now);
+    let judged = grant.judge(&signature, grounds, at);
     judged.map_err(unusable::<G>)?;
     Ok((grant, signature))
 }

@@ -9,7 +9,7 @@ use crate::writer::{WriteError, Writer};
 pub struct Rights {
     /// Its name.
     pub role: String,
-    /// Whether it may add and change rows of all three tables.
+    /// Whether it may add and change rows of all tables.
     pub may_write: bool,
     /// Whether the database takes no changes: a standby, or so set.
     pub read_only: bool,
@@ -24,6 +24,8 @@ pub struct Ending {
     pub scopes: i64,
     /// Permissions.
     pub permissions: i64,
+    /// Agents' `PoCA` keys.
+    pub poca_keys: i64,
 }
 
 impl Writer {
@@ -34,7 +36,8 @@ impl Writer {
                     (SELECT bool_and(has_table_privilege(name, 'INSERT')
                                      AND has_table_privilege(name, 'UPDATE'))
                      FROM unnest(ARRAY['permission_registry', 'principal_signing_keys',
-                                       'principal_key_permissions']) AS name) AS may_write,
+                                       'principal_key_permissions', 'poca_keys']) AS name)
+                    AS may_write,
                     current_setting('transaction_read_only') = 'on' AS read_only",
         )
         .fetch_one(&mut self.connection)
@@ -51,7 +54,10 @@ impl Writer {
                      WHERE revoked_at IS NULL AND not_after > begins AND not_after <= ends) AS scopes,
                     (SELECT count(*) FROM permission_registry, soon
                      WHERE revoked_at IS NULL AND not_after > begins AND not_after <= ends)
-                    AS permissions",
+                    AS permissions,
+                    (SELECT count(*) FROM poca_keys, soon
+                     WHERE revoked_at IS NULL AND not_after > begins AND not_after <= ends)
+                    AS poca_keys",
         )
         .bind(limit.as_secs_f64())
         .fetch_one(&mut self.connection)

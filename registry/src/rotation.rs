@@ -1,9 +1,10 @@
 //! One key takes the place of another, in one transaction.
 
-use permission::{ECDSA_P256_SHA256, Id, Permission, Scope, Signer, Timestamp};
+use permission::{ECDSA_P256_SHA256, Id, Permission, PocaKey, Scope, Signer, Timestamp};
 use sqlx::Connection as _;
 
-use crate::writer::{WriteError, Writer};
+use crate::poca_rows;
+use crate::writer::{OnExisting, WriteError, Writer};
 
 /// A key that takes over from another.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub struct Rotation<'a> {
     pub scopes: &'a [Scope],
     /// What it signed, with signatures in DER.
     pub permissions: &'a [(Permission, Vec<u8>)],
+    /// As the permissions, agents' `PoCA` keys.
+    pub poca_keys: &'a [(PocaKey, Vec<u8>)],
 }
 
 impl Writer {
@@ -72,6 +75,9 @@ impl Writer {
             .bind(signature_der)
             .execute(&mut *transaction)
             .await?;
+        }
+        for (key, signature_der) in rotation.poca_keys {
+            poca_rows::insert(&mut transaction, key, signature_der, OnExisting::Refuse).await?;
         }
         sqlx::query(
             "UPDATE principal_signing_keys

@@ -125,6 +125,9 @@ pub struct ImpactArgs {
     /// Of `revoke-key`
     #[arg(long, group = "what", value_name = "KEY_ID")]
     pub revoke_key: Option<String>,
+    /// Of `revoke-poca-key` with this --id
+    #[arg(long, group = "what", value_name = "POCA_KEY_ID")]
+    pub revoke_poca_key: Option<String>,
     #[command(flatten)]
     #[expect(missing_docs, reason = "clap would show it as help")]
     pub selectors: Selectors,

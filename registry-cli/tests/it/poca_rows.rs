@@ -327,3 +327,105 @@ async fn row_signed_by_openssl_is_imported() {
     assert_eq!(office.done(&["import", &file])["imported"], 1);
     assert_eq!(office.proving("echo").await, [office.poca_key()]);
 }
+
+#[tokio::test]
+async fn new_key_of_the_principal_signs_them_again() {
+    let office = Office::with_scopes(&["echo"]).await;
+    office.grant_poca_key(&[("--id", "poca-1")]);
+    office.grant_poca_key(&[("--id", "revoked")]);
+    office.done(&["revoke-poca-key", "--id", "revoked", "--yes"]);
+    office.grant_poca_key(&[("--id", "tampered")]);
+    let set = "UPDATE poca_keys SET subject_identity = 'agent-beta' WHERE poca_key_id = 'tampered'";
+    office.database.execute(set).unwrap();
+    let next = text(&office.path("next.pem"));
+    let rotate = [
+        "rotate-key",
+        KEY,
+        "org-alice-2",
+        "--key-file",
+        &next,
+        "--yes",
+        "--json",
+    ];
+    let output = office.cli(&rotate);
+    assert!(output.status.success(), "{output:?}");
+    let plan = String::from_utf8(output.stderr).unwrap();
+    let line = format!("\nsign again  poca-1  agent-alpha  {}\n", office.poca_key());
+    assert!(plan.contains(&line), "{plan}");
+    assert!(
+        plan.contains("\nleave       tampered, which nobody can use\n"),
+        "{plan}"
+    );
+    assert!(!plan.contains("revoked"), "{plan}");
+    let done: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(done["poca_keys"].as_array().unwrap().len(), 1);
+    assert_eq!(done["poca_keys"][0]["old"], "poca-1");
+    assert_eq!(office.proving("echo").await, [office.poca_key(); 2]);
+
+    // The old key's end is not theirs.
+    office.done(&["revoke-key", KEY, "--yes"]);
+    assert_eq!(office.proving("echo").await, [office.poca_key()]);
+    let new = done["poca_keys"][0]["new"].as_str().unwrap();
+    let (old, new) = (
+        office.done(&["show", "poca-1"]),
+        office.done(&["show", new]),
+    );
+    assert_eq!(old["verdict"], "signing_key_inactive");
+    assert_eq!(
+        (&new["verdict"], &new["key_id"]),
+        (&json!("counts"), &json!("org-alice-2"))
+    );
+    assert_eq!(new["not_after"], old["not_after"]);
+    assert_eq!(new["public_key"], old["public_key"]);
+}
+
+#[tokio::test]
+async fn impact_tells_which_proofs_would_count_no_longer() {
+    let office = Office::with_scopes(&["echo", "todos"]).await;
+    let bob = text(&office.path("bob.pem"));
+    office.done(&["register-key", "org-bob", "--key-file", &bob]);
+    office.done(&["grant-scope", "org-bob", "echo"]);
+    office.grant_poca_key(&[("--id", "a")]);
+    office.grant_poca_key(&[("--id", "b"), ("--key", "org-bob"), ("--key-file", &bob)]);
+    // Another key of the agent's keeps no calls that this one proves.
+    let next = SecretKey::from_seed(&[9; 32]).public_key().to_string();
+    office.grant_poca_key(&[("--id", "next"), ("--public-key", &next)]);
+    let before = office.rows();
+    let outcome = |arguments: &[&str]| {
+        let told = office.done(&[&["impact"], arguments].concat());
+        ["loses", "keeps"].map(|what| -> Vec<String> {
+            let rows = told["proofs"][what].as_array().unwrap().iter();
+            let field = |row: &Value, name: &str| row[name].as_str().unwrap_or("-").to_owned();
+            rows.map(|row| ["destination", "poca_key_id", "then_by"].map(|name| field(row, name)))
+                .map(|fields| fields.join(" "))
+                .collect()
+        })
+    };
+    assert_eq!(
+        outcome(&["--revoke-key", KEY]),
+        [
+            vec!["todos:443 a -", "echo:443 next -", "todos:443 next -"],
+            vec!["echo:443 a b"]
+        ]
+    );
+    assert_eq!(
+        outcome(&["--revoke-key", "org-bob"]),
+        [vec![], vec!["echo:443 b a"]]
+    );
+    assert_eq!(
+        outcome(&["--revoke-scope", KEY, "echo"]),
+        [vec!["echo:443 next -"], vec!["echo:443 a b"]]
+    );
+    assert_eq!(
+        outcome(&["--revoke-poca-key", "a"]),
+        [vec!["todos:443 a -"], vec!["echo:443 a b"]]
+    );
+    let none: [Vec<&str>; 2] = [vec![], vec![]];
+    assert_eq!(outcome(&["--revoke-poca-key", "c"]), none);
+    assert_eq!(outcome(&["--revoke", "--identity", AGENT]), none);
+    assert_eq!(office.rows(), before);
+    let told = office.cli(&["impact", "--revoke-poca-key", "c"]);
+    assert_eq!(told.stdout, b"nobody loses anything\n");
+    office.done(&["revoke-poca-key", "--id", "a", "--yes"]);
+    assert_eq!(outcome(&["--revoke-poca-key", "a"]), none);
+}

@@ -137,7 +137,10 @@ async fn doctor_says_what_is_well_and_what_is_not() {
             ("key", "ok"),
         ]
     );
-    assert_eq!(found[3].2, "within 7d end: keys 0, scopes 0, permissions 1");
+    assert_eq!(
+        found[3].2,
+        "within 7d end: keys 0, scopes 0, permissions 1, PoCA keys 0"
+    );
     assert_eq!(status, 0);
     let (_, found) = checks(&office, &["--key-file", &key, "--within", "1d"]);
     assert_eq!(found[3].1, "ok");
