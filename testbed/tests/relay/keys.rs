@@ -1,7 +1,10 @@
 //! Agents' keys from the registry's table: only what a principal with scope for the tool signed.
 
+use std::process::Command;
+
 use poca::SecretKey;
 use testbed::ClientCertificate;
+use testbed::binary;
 use testbed::caller::{Sent, Version};
 use testbed::gateway::AGENT;
 use testbed::rows::{PocaKeyRow, Principal, Times};
@@ -58,6 +61,71 @@ async fn a_key_counts_from_its_row_to_its_revocation_beside_the_files() {
     assert_denied(&call(&scene, &key()).await, 403, "poca_sig_invalid");
     assert_eq!(call(&scene, &next).await.status, 200);
     assert_eq!(scene.echo.seen().len(), 4);
+}
+
+/// Runs the registry's tool, which must succeed.
+fn registry(scene: &Scene, arguments: &[&str]) {
+    let mut command = Command::new(binary::path("agent-gateway-registry").unwrap());
+    command
+        .args(arguments)
+        .env("AGENT_GATEWAY_DATABASE_URL", scene.gateway.database.url());
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+}
+
+#[tokio::test]
+async fn a_key_that_the_registrys_tool_grants_counts_until_the_tool_revokes_it() {
+    let scene = Scene::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let key_file = folder.path().join("principal.pem");
+    let key_file = key_file.to_str().unwrap();
+    let (echo, public_key) = (scene.destination("echo"), key().public_key().to_string());
+    registry(
+        &scene,
+        &["register-key", "org-carol", "--key-file", key_file],
+    );
+    registry(&scene, &["grant-scope", "org-carol", &echo]);
+    let grant = [
+        "grant-poca-key",
+        "--key=org-carol",
+        "--key-file",
+        key_file,
+        "--identity",
+        AGENT,
+        "--public-key",
+        &public_key,
+        "--destination",
+        &echo,
+        "--id=poca-1",
+    ];
+    registry(&scene, &grant);
+    scene.settle().await;
+    assert_eq!(call(&scene, &key()).await.status, 200);
+    // It proves no call of what its principal may not delegate.
+    let body = br#"{"tool":"todos","payload":{"op":"create","title":"t"}}"#;
+    let proof = signed(&key(), &manifest("todos", body));
+    let mut caller = scene.caller(Version::Http2).await;
+    let sent = Sent::whole(body.as_slice());
+    let answer = caller.call(&proof.with_json(), sent).await.unwrap();
+    assert_denied(&answer, 403, "poca_sig_invalid");
+
+    // Once the tool returns, the service knows.
+    let admin = scene.gateway.authz.admin_grpc_addr().to_string();
+    let revoke = [
+        "revoke-poca-key",
+        "--id=poca-1",
+        "--yes",
+        "--wait",
+        "--admin",
+        &admin,
+    ];
+    registry(&scene, &revoke);
+    assert_denied(&call(&scene, &key()).await, 403, "poca_sig_invalid");
+    assert_eq!(scene.echo.seen().len(), 1);
+    assert!(scene.todos.seen().is_empty());
+    registry(&scene, &[&grant[..], &["--replace"]].concat());
+    scene.settle().await;
+    assert_eq!(call(&scene, &key()).await.status, 200);
 }
 
 #[tokio::test]
