@@ -200,3 +200,50 @@ async fn trust_is_taken_from_the_environment_and_keys_are_ones_own() {
     let file = fs::metadata(&it.root_file).unwrap();
     assert_eq!(file.permissions().mode() & 0o777, 0o600);
 }
+
+#[tokio::test]
+async fn keys_for_proofs_count_only_under_what_a_root_signed() {
+    let it = Rooted::signed().await;
+    let grant = |changed: &[(&str, &str)]| it.office.poca_arguments(changed);
+    it.office.done(&["grant-scope", KEY, "echo"]);
+    let granted = it.done(&strs(&grant(&[("--id", "poca-1")])));
+    let key = &granted["poca_keys"][0];
+    assert_eq!(key["destinations"], json!(["docstore:443"]));
+    let (status, said) = it.refused(&strs(&grant(&[("--destination", "echo")])));
+    assert_eq!(status, 65);
+    let gap = "the scope of org-alice for echo:443 is not signed by a trust root";
+    assert!(said.contains(gap), "{said}");
+    // Who judges by no root may grant it.
+    it.office
+        .grant_poca_key(&[("--id", "poca-2"), ("--destination", "echo")]);
+    let verdict = |id: &str| it.done(&["show", id])["verdict"].clone();
+    assert_eq!(
+        (verdict("poca-1"), verdict("poca-2")),
+        (json!("counts"), json!("counts"))
+    );
+
+    for (change, reason) in [
+        (
+            "UPDATE principal_key_permissions SET root_signature = NULL",
+            "scope_untrusted",
+        ),
+        (
+            "UPDATE principal_signing_keys SET root_signature = NULL",
+            "signing_key_untrusted",
+        ),
+    ] {
+        it.office.database.execute(change).unwrap();
+        let (status, said) = it.refused(&strs(&grant(&[])));
+        assert_eq!(status, 65);
+        assert!(said.contains("is not signed by a trust root"), "{said}");
+        assert_eq!(verdict("poca-1"), reason);
+        let verified = it.office.cli(&it.trusting(&["verify"]));
+        assert_eq!(verified.status.code(), Some(1));
+        let said = String::from_utf8(verified.stdout).unwrap();
+        assert!(
+            said.contains(&format!("bad PoCA key poca-1: {reason}\n")),
+            "{said}"
+        );
+        assert!(it.office.cli(&["verify"]).status.success());
+    }
+}
