@@ -73,6 +73,7 @@ async fn handle_that_holds_something_else_is_left_alone() {
 async fn role_that_may_only_read_lists_and_changes_nothing() {
     let office = Office::with_scopes(&["docstore"]).await;
     office.grant(&[]);
+    office.grant_poca_key(&[]);
     let role = format!("registry_cli_reader_{}", std::process::id());
     office
         .database
@@ -94,6 +95,7 @@ async fn role_that_may_only_read_lists_and_changes_nothing() {
     let before = office.rows();
     let other = office.path("other.pem");
     let grant = office.grant_arguments(&[]);
+    let grant_poca_key = office.poca_arguments(&[]);
     for arguments in [
         &[
             "register-key",
@@ -103,7 +105,9 @@ async fn role_that_may_only_read_lists_and_changes_nothing() {
         ][..],
         &["grant-scope", KEY, "messaging"],
         &strs(&grant),
+        &strs(&grant_poca_key),
         &["revoke", "--yes", "--identity", AGENT],
+        &["revoke-poca-key", "--yes", "--identity", AGENT],
     ] {
         let (status, said) = refusal(&as_reader(arguments));
         assert_eq!(status, 77, "{arguments:?}");
@@ -123,6 +127,7 @@ async fn role_that_may_only_read_lists_and_changes_nothing() {
 async fn database_that_is_read_only_is_told_and_not_changed() {
     let office = Office::with_scopes(&["docstore"]).await;
     office.grant(&[]);
+    office.grant_poca_key(&[]);
     // As a standby is, for every role.
     office
         .database
@@ -135,11 +140,14 @@ async fn database_that_is_read_only_is_told_and_not_changed() {
     assert!(office.cli(&["list"]).status.success());
     let other = crate::office::text(&office.path("other.pem"));
     let grant = office.grant_arguments(&[]);
+    let grant_poca_key = office.poca_arguments(&[]);
     for arguments in [
         &["register-key", "org-bob", "--key-file", &other][..],
         &["grant-scope", KEY, "messaging"],
         &strs(&grant),
+        &strs(&grant_poca_key),
         &["revoke", "--yes", "--identity", AGENT],
+        &["revoke-poca-key", "--yes", "--identity", AGENT],
         &["revoke-scope", "--yes", KEY, "docstore"],
         &["revoke-key", "--yes", KEY],
     ] {
@@ -161,12 +169,19 @@ async fn writer_role_needs_no_more() {
         .unwrap();
     let url = office.database.url_as(&role, "x").unwrap();
     let grant = office.grant_arguments(&[]);
+    let grant_poca_key = office.poca_arguments(&[]);
+    let next = crate::office::text(&office.path("next.pem"));
     for arguments in [
         &["register-key", KEY, "--key-file", &office.key_file()][..],
         &["grant-scope", KEY, "docstore"],
         &strs(&grant),
+        &strs(&grant_poca_key),
         &["list"],
+        &["list", "poca-keys"],
+        &["verify"],
+        &["rotate-key", KEY, "next", "--key-file", &next, "--yes"],
         &["revoke", "--yes", "--identity", AGENT],
+        &["revoke-poca-key", "--yes", "--identity", AGENT],
     ] {
         let mut command = office.command(arguments);
         let output = command
@@ -185,11 +200,14 @@ async fn writer_role_needs_no_more() {
 async fn registry_that_was_never_migrated_is_told_and_no_key_is_made() {
     let office = Office::unmigrated().await;
     let grant = office.grant_arguments(&[]);
+    let grant_poca_key = office.poca_arguments(&[]);
     for arguments in [
         &["register-key", KEY, "--key-file", &office.key_file()][..],
         &["grant-scope", KEY, "docstore"],
         &strs(&grant),
+        &strs(&grant_poca_key),
         &["revoke", "--yes", "--identity", AGENT],
+        &["revoke-poca-key", "--yes", "--identity", AGENT],
         &["list"],
     ] {
         let (status, said) = refusal(&office.cli(arguments));

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use testbed::Swtpm;
 use testbed::rows::Times;
 
-use crate::office::{AGENT, KEY, Office, openssl, refusal, strs, text};
+use crate::office::{AGENT, KEY, Office, openssl, strs, text};
 use crate::user::User;
 
 impl Office {
@@ -289,27 +289,6 @@ async fn bad_input_is_refused() {
     let nobody = ["grant-poca-key", "--key", KEY, "--public-key", &public_key];
     assert_eq!(office.cli(&nobody).status.code(), Some(64));
     assert_eq!(office.count("poca_keys"), 0);
-}
-
-#[tokio::test]
-async fn read_only_database_takes_no_grant_and_no_revocation() {
-    let office = Office::with_scopes(&["echo"]).await;
-    office.grant_poca_key(&[("--id", "poca-1")]);
-    office
-        .database
-        .execute(&format!(
-            "ALTER DATABASE {} SET default_transaction_read_only = on",
-            office.database.query("SELECT current_database()").unwrap()
-        ))
-        .unwrap();
-    let before = office.rows();
-    let arguments = office.poca_arguments(&[]);
-    let revoke = ["revoke-poca-key", "--yes", "--id", "poca-1"];
-    for command in [&strs(&arguments)[..], &revoke] {
-        let (status, said) = refusal(&office.cli(command));
-        assert_eq!(status, 77, "{said}");
-    }
-    assert_eq!(office.rows(), before);
 }
 
 /// Keys of two agents, by two principals.
