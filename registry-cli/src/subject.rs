@@ -17,8 +17,8 @@ use crate::arguments::file;
 pub(crate) struct Subject {
     /// The key's exact bytes.
     pub(crate) spki: Spki,
-    /// The identity in the certificate, if it came in one.
-    certified: Option<Identity>,
+    /// Whom the certificate names, if it came in one; which name counts is for a profile to say.
+    certified: Vec<Identity>,
 }
 
 /// Why there is no public key.
@@ -77,9 +77,9 @@ impl Subject {
 
     /// Makes sure that a certificate, if there was one, is that of `given`.
     pub(crate) fn must_be(&self, given: &Identity) -> Result<(), SubjectError> {
-        match &self.certified {
-            Some(certified) if certified != given => Err(SubjectError::OtherIdentity {
-                certified: certified.clone(),
+        match self.certified.first() {
+            Some(first) if !self.certified.contains(given) => Err(SubjectError::OtherIdentity {
+                certified: first.clone(),
                 given: given.clone(),
             }),
             _ => Ok(()),
@@ -96,7 +96,7 @@ impl Subject {
     fn uncertified(spki: Spki) -> Self {
         Self {
             spki,
-            certified: None,
+            certified: Vec::new(),
         }
     }
 
@@ -120,15 +120,27 @@ impl Subject {
         }
         match block.label.as_str() {
             "PUBLIC KEY" => Ok(Self::uncertified(Spki::from_der(&block.contents)?)),
-            "CERTIFICATE" => {
-                let leaf = Leaf::from_der(&block.contents, &IdentitySource::default())?;
-                Ok(Self {
-                    spki: leaf.spki,
-                    certified: Some(leaf.identity),
-                })
-            }
+            "CERTIFICATE" => Self::from_certificate(&block.contents),
             _ => Err(SubjectError::OtherPem { label: block.label }),
         }
+    }
+
+    /// The sidecar's certificates have the extension, and then nothing else counts. Those of a mesh
+    /// have a SPIFFE ID or a common name.
+    fn from_certificate(der: &[u8]) -> Result<Self, SubjectError> {
+        let read = |source| Leaf::from_der(der, &source);
+        let leaves = match read(IdentitySource::default()) {
+            Err(CertificateError::ExtensionMissing) => {
+                let others = [IdentitySource::SpiffeId, IdentitySource::CommonName];
+                others.into_iter().flat_map(read).collect()
+            }
+            leaf => vec![leaf?],
+        };
+        let spki = leaves.first().map(|leaf| leaf.spki.clone());
+        Ok(Self {
+            spki: spki.ok_or(CertificateError::ExtensionMissing)?,
+            certified: leaves.into_iter().map(|leaf| leaf.identity).collect(),
+        })
     }
 }
 

@@ -49,7 +49,8 @@ const TPM_DOWN: &str = "check that the TPM runs, and that --tcti or AGENT_GATEWA
 const DATABASE_DOWN: &str = "is Postgres running there, and does the role exist with that password";
 const WRITER: &str = "the role needs to write: GRANT agent_gateway_writer TO it, and connect to \
                       the primary";
-const SPKI_FORMS: &str = "take spki.hex or the certificate that `agent-gateway-sidecar init` made";
+const SPKI_FORMS: &str = "take spki.hex or the certificate that `agent-gateway-sidecar init` made, or the \
+                          public key of a mesh's certificate";
 const POCA_KEY_FORMS: &str = "take what `agent-gateway-sidecar poca keygen` prints";
 pub(super) const SYSTEM: &str = "the system's message says why";
 

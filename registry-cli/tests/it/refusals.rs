@@ -285,7 +285,14 @@ async fn certificate_of_another_agent_is_refused() {
         ),
         (
             ClientCertificate::builder().build().unwrap(),
-            "error: certificate has no identity extension\n",
+            "error: the certificate is that of agent, not of agent-alpha\n",
+        ),
+        (
+            ClientCertificate::builder()
+                .uri("spiffe://example.org/beta")
+                .build()
+                .unwrap(),
+            "error: the certificate is that of spiffe://example.org/beta, not of agent-alpha\n",
         ),
         (
             ClientCertificate::builder()

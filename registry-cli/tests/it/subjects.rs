@@ -1,5 +1,7 @@
 //! The forms in which an agent's key is taken.
 
+use testbed::ClientCertificate;
+
 use crate::office::{Office, openssl, text};
 
 #[tokio::test]
@@ -32,6 +34,44 @@ async fn every_form_of_a_key_is_the_same_row() {
         .query("SELECT encode(subject_public_key_spki_der, 'hex'), count(*) FROM permission_registry GROUP BY 1")
         .unwrap();
     assert_eq!(stored, format!("{spki}|{}", forms.len()));
+}
+
+#[tokio::test]
+async fn certificates_of_a_mesh_are_taken_for_the_names_in_them() {
+    const SVID: &str = "spiffe://example.org/ns/agents/sa/alpha";
+    let office = Office::with_scopes(&["docstore"]).await;
+    let workload = ClientCertificate::builder().uri(SVID).build().unwrap();
+    let path = office.file("svid.pem", workload.pem());
+    // "agent" is its common name.
+    for identity in [SVID, "agent"] {
+        let granted = office.grant(&[("--identity", identity), ("--spki", &path)]);
+        assert_eq!(granted["spki"], hex::encode(workload.spki_der()));
+    }
+
+    let sidecars = office.file("sidecar.pem", office.agent.pem());
+    let (status, said) = office.refused_grant(&[("--identity", "agent"), ("--spki", &sidecars)]);
+    assert_eq!(status, 65);
+    assert!(
+        said.contains("is that of agent-alpha, not of agent"),
+        "{said}"
+    );
+
+    let nobodys = text(&office.path("nobody.pem"));
+    let key = office.key_file();
+    openssl(&[
+        "req",
+        "-x509",
+        "-key",
+        &key,
+        "-subj",
+        "/O=nobody",
+        "-out",
+        &nobodys,
+    ]);
+    let (status, said) = office.refused_grant(&[("--spki", &nobodys)]);
+    assert_eq!(status, 65);
+    let expected = "error: certificate has no identity extension\n";
+    assert!(said.starts_with(expected), "{said}");
 }
 
 #[tokio::test]
