@@ -38,6 +38,31 @@ async fn readiness_follows_the_database() {
 }
 
 #[tokio::test]
+async fn what_kubernetes_probes_is_answered() {
+    let scene = Scene::start().await;
+    let address = scene.authz.admin_http_addr();
+    scene.authz.settle().await;
+    let deployment = include_str!("../../../deploy/kubernetes/deployment.yaml");
+    let monitor = include_str!("../../../deploy/kubernetes/monitoring/servicemonitor.yaml");
+    let probes = deployment.lines().filter(|line| line.contains("httpGet:"));
+    let scrapes = monitor.lines().filter(|line| line.contains("path: "));
+    let asked: Vec<_> = probes
+        .chain(scrapes)
+        .map(|line| {
+            // The port's number is compared with the configuration's in the tests of that.
+            assert!(line.contains("port: metrics"), "{line}");
+            let (_, path) = line.split_once("path: ").unwrap();
+            path.split([',', '}']).next().unwrap()
+        })
+        .collect();
+    assert_eq!(asked.len(), 4, "{asked:?}");
+    for path in asked {
+        assert_eq!(http::get(address, path).await.0, 200, "{path}");
+    }
+    assert_eq!(http::get(address, "/other").await.0, 404);
+}
+
+#[tokio::test]
 async fn metrics_count_checks_by_decision_and_reason() {
     let scene = Scene::start().await;
     let address = scene.authz.admin_http_addr();
