@@ -20,6 +20,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 
 use crate::check::now;
+use crate::connections::Wakers;
 use crate::metrics::Metrics;
 use crate::tunnels::Tunnel;
 
@@ -126,13 +127,15 @@ impl Audit {
         Self(None)
     }
 
-    /// Opens the file, goes on with the chain that is in it, and records that. Needs a tokio runtime.
-    pub fn open(
+    /// Opens the file, goes on with the chain that is in it, and records that. Needs a tokio
+    /// runtime, on which `wakers` are woken when what they wait for is written.
+    pub(crate) fn open(
         options: &AuditOptions,
         metrics: Metrics,
+        wakers: Wakers,
     ) -> Result<(Self, AuditWriter), AuditFileError> {
         let (log, writer, written) = Self::begin(options, metrics)?;
-        tokio::spawn(tell(written));
+        tokio::spawn(tell(written, wakers));
         let thread = thread::Builder::new()
             .name("audit".to_owned())
             .spawn(move || writer.run())
@@ -308,9 +311,10 @@ impl AuditWriter {
 
 /// Lets those go on whose records were written. Woken from the writer's thread, each of them would
 /// cost a system call.
-async fn tell(mut written: UnboundedReceiver<Written>) {
+async fn tell(mut written: UnboundedReceiver<Written>, wakers: Wakers) {
     while let Some(written) = written.recv().await {
         written.send_replace(Some(true));
+        wakers.wake();
     }
 }
 

@@ -1,6 +1,7 @@
 //! Accepts connections, a bounded number at a time; further ones wait in the kernel's backlog.
 
 pub(crate) mod tls;
+mod wakers;
 
 use std::fmt;
 use std::future::ready;
@@ -25,6 +26,8 @@ pub(crate) use listeners::PrivateSocket as Socket;
 pub use listeners::{Access as SocketMode, SocketError};
 pub use tls::TlsError;
 pub(crate) use tls::{Reloader, Tls, TlsFiles};
+pub(crate) use wakers::Wakers;
+use wakers::Waking;
 
 /// Where accepting fails (no file descriptor is left), how long until it is tried again.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -63,7 +66,18 @@ type Plain = Either<TcpStream, UnixStream>;
 pub(crate) struct Connection {
     stream: Either<Plain, Box<TlsStream<Plain>>>,
     peer: Peer,
+    waking: Option<Waking>,
     _counted: OwnedSemaphorePermit,
+}
+
+impl Connection {
+    /// Lets `wakers` wake it too.
+    pub(crate) fn woken_by(self, wakers: &Wakers) -> Self {
+        Self {
+            waking: Some(wakers.slot()),
+            ..self
+        }
+    }
 }
 
 impl Listener {
@@ -94,6 +108,7 @@ pub(crate) fn accept(
         Ok(Connection {
             stream: Either::Left(stream),
             peer,
+            waking: None,
             _counted: counted,
         })
     })
@@ -113,6 +128,7 @@ pub(crate) fn accept_tls(
                 Some(Ok(Connection {
                     stream: Either::Right(Box::new(stream)),
                     peer,
+                    waking: None,
                     _counted: counted,
                 }))
             }
@@ -154,10 +170,20 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let filled = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buffer);
+        if let Some(waking) = &self.waking {
+            waking.reading(cx);
+            if buffer.filled().len() > filled {
+                waking.has_read();
+            }
+        }
+        read
     }
 }
 
+/// Not vectored: of frames up to 1 KiB, as answers are, h2 then gathers as many as are ready and
+/// writes them at once, where it would write each by itself.
 impl AsyncWrite for Connection {
     fn poll_write(
         mut self: Pin<&mut Self>,
@@ -165,18 +191,6 @@ impl AsyncWrite for Connection {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

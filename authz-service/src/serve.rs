@@ -10,7 +10,7 @@ use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::A
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::AuthorizationServer;
 use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
 use futures::stream::{BoxStream, pending, select};
-use futures::{Stream, StreamExt as _};
+use futures::{Stream, StreamExt as _, TryStreamExt as _};
 use listeners::{Inherited, InheritedError, notify};
 use proto::admin::v1::debug_server::DebugServer;
 use proto::admin::v1::operations_server::OperationsServer;
@@ -34,7 +34,7 @@ use crate::cache::Cache;
 use crate::check::Checks;
 use crate::config::{Config, ConfigError};
 use crate::connections::{
-    self, Connection, Reloader, Socket, SocketError, SocketMode, Tls, TlsError,
+    self, Connection, Reloader, Socket, SocketError, SocketMode, Tls, TlsError, Wakers,
 };
 use crate::decision_point::DecisionPoint;
 use crate::follow::{follow, listen};
@@ -249,7 +249,8 @@ async fn start(config: &Config, mut inherited: Inherited) -> Result<Running, Ser
     let point = Arc::new(decision_point(config, &options, &freshness).await?);
     let feed = Feed::new(&options.url, options.query_timeout)?.leading(&point.registry);
     let metrics = Metrics::default();
-    let (audit, audit_writer) = open_audit(config, &metrics)?;
+    let wakers = Wakers::default();
+    let (audit, audit_writer) = open_audit(config, &metrics, &wakers)?;
     let (rules, relay) = relay(config, &point, &audit, &metrics).await?.unzip();
     let probes = Probes::new(
         Arc::clone(&point),
@@ -271,6 +272,7 @@ async fn start(config: &Config, mut inherited: Inherited) -> Result<Running, Ser
 
     let from = &mut inherited;
     let envoy_incoming = envoy_connections(config, tls, from).await?;
+    let envoy_incoming = envoy_incoming.map_ok(move |it| it.woken_by(&wakers));
     let admin_grpc = open("admin.grpc_addr", config.admin.grpc_addr, from).await?;
     let admin_socket = match &config.admin.socket {
         Some(path) => Some(open_socket("admin.socket", path, SocketMode::Owner, from).await?),
@@ -433,11 +435,12 @@ fn warn_of_open_metrics(config: &Config) {
 fn open_audit(
     config: &Config,
     metrics: &Metrics,
+    wakers: &Wakers,
 ) -> Result<(Audit, Option<AuditWriter>), ServeError> {
     let Some(options) = config.audit_options() else {
         return Ok((Audit::off(), None));
     };
-    let (audit, writer) = Audit::open(&options, metrics.clone())?;
+    let (audit, writer) = Audit::open(&options, metrics.clone(), wakers.clone())?;
     Ok((audit, Some(writer)))
 }
 

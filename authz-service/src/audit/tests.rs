@@ -25,7 +25,8 @@ fn options(folder: &TempDir) -> AuditOptions {
 impl Scene {
     fn start() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (audit, writer) = Audit::open(&options(&folder), Metrics::default()).unwrap();
+        let (audit, writer) =
+            Audit::open(&options(&folder), Metrics::default(), Wakers::default()).unwrap();
         Self {
             audit,
             writer,
@@ -91,7 +92,7 @@ async fn a_full_queue_refuses_and_what_it_refused_is_recorded() {
         assert_eq!(audit.record(&deny()).await, Err(Unwritable));
     }
     let thread = thread::spawn(move || writer.run());
-    tokio::spawn(tell(written));
+    tokio::spawn(tell(written, Wakers::default()));
     for mut written in waiting {
         let written = written.wait_for(Option::is_some).await.unwrap();
         assert_eq!(*written, Some(true));
