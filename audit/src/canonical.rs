@@ -17,6 +17,11 @@ pub(crate) struct NotCanonical;
 /// Appends a string (RFC 8785, section 3.2.2.2).
 pub(crate) fn text(text: &str, out: &mut String) {
     out.push('"');
+    if all(text, |byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
+        out.push_str(text);
+        out.push('"');
+        return;
+    }
     for part in text.split_inclusive(|c: char| c < ' ' || c == '"' || c == '\\') {
         let mut plain = part.chars();
         let escaped = match plain.next_back() {
@@ -104,7 +109,7 @@ fn value(value: &Value, out: &mut String) -> Result<(), NotCanonical> {
 /// Appends JSON in the form of lines: the same, with all but printable ASCII escaped. No name that
 /// somebody chose can disguise a line, in a terminal or to a program with other line ends.
 pub(crate) fn line(json: &str, out: &mut Vec<u8>) {
-    if json.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+    if all(json, |byte| (b' '..=b'~').contains(&byte)) {
         out.extend_from_slice(json.as_bytes());
         return;
     }
@@ -116,6 +121,11 @@ pub(crate) fn line(json: &str, out: &mut Vec<u8>) {
         }
     }
     out.extend_from_slice(escaped.as_bytes());
+}
+
+/// Looks at every byte, whatever the first of them are: that is done many at a time.
+fn all(text: &str, is: impl Fn(u8) -> bool) -> bool {
+    text.bytes().fold(true, |all, byte| all & is(byte))
 }
 
 fn escape(c: char, out: &mut String) {

@@ -43,11 +43,11 @@ impl Head {
 }
 
 impl Hash {
-    /// Of the canonical JSON that these are, put together.
-    pub(crate) fn of(parts: [&str; 2]) -> Self {
+    /// Of what these are, put together.
+    pub(crate) fn of<const N: usize>(parts: [impl AsRef<[u8]>; N]) -> Self {
         let mut context = Context::new(&SHA256);
         for part in parts {
-            context.update(part.as_bytes());
+            context.update(part.as_ref());
         }
         let mut hash = [0; 32];
         // A SHA-256 has 32 bytes.

@@ -4,7 +4,6 @@ use std::fmt::{Display, Write as _};
 use std::net::SocketAddr;
 
 use permission::{Destination, Identity, Spki, Timestamp};
-use ring::digest::{SHA256, digest};
 
 use crate::canonical::{self, MAX_INTEGER};
 use crate::chain::Hash;
@@ -149,7 +148,8 @@ impl Record<'_> {
         members.text("request_id", self.request_id);
         members.number("seq", Some(seq));
         members.text("signing_key_id", self.signing_key_id);
-        members.hash("spki_sha256", self.spki);
+        let spki = self.spki.map(|spki| Hash::of([spki.as_der()]));
+        members.shown("spki_sha256", spki);
         if let Event::Decision(_, status) = self.event {
             members.number("status", Some(status.into()));
         }
@@ -252,16 +252,5 @@ impl Members<'_> {
             canonical::text(text, self.out);
         }
         self.out.push(']');
-    }
-
-    fn hash(&mut self, key: &str, spki: Option<&Spki>) {
-        if let Some(spki) = spki {
-            self.key(key);
-            self.out.push('"');
-            for byte in digest(&SHA256, spki.as_der()).as_ref() {
-                let _ = write!(self.out, "{byte:02x}");
-            }
-            self.out.push('"');
-        }
     }
 }

@@ -464,6 +464,10 @@ impl Relay {
         let Some(told) = ids.first().cloned() else {
             return Ok(None);
         };
+        // Nobody said that a bare body is JSON; what is held against a contract must be all the same.
+        if !call.is_json {
+            return Err(Reason::JsonParseError.into());
+        }
         let (rules, payload) = (Arc::clone(rules), body.slice(call.payload.clone()));
         let check = move || hold_against(&ids, &payload, &rules);
         self.work(body.len(), deadline, check).await??;
@@ -562,10 +566,6 @@ pub(crate) struct Question<'a> {
 }
 
 fn hold_against(ids: &[String], payload: &[u8], rules: &Rules) -> Result<(), Denial> {
-    // Nobody said that a bare body is JSON; what its contract is held against must be all the same.
-    if !envelope::is_json(payload) {
-        return Err(Reason::JsonParseError.into());
-    }
     let payload =
         serde_json::from_slice(payload).map_err(|_| Denial::from(Reason::JsonParseError))?;
     for id in ids {

@@ -29,6 +29,8 @@ pub struct Call {
     pub payload: Range<usize>,
     /// What the payload is.
     pub form: Form,
+    /// Whether it is JSON that every reader understands alike.
+    pub is_json: bool,
 }
 
 /// How a body names its tool.
@@ -56,20 +58,21 @@ pub enum EnvelopeError {
 
 /// Reads a body; `declared_json` says whether its content type is JSON's.
 pub fn read(body: &[u8], declared_json: bool) -> Result<Call, EnvelopeError> {
-    let bare = || Call {
+    let bare = |is_json| Call {
         tool: bare_body_tool(),
         payload: 0..body.len(),
         form: Form::Bare,
+        is_json,
     };
     let Some((text, shape)) = scan(body) else {
         return if declared_json {
             Err(EnvelopeError::NotJson)
         } else {
-            Ok(bare())
+            Ok(bare(false))
         };
     };
     if shape == Shape::Other {
-        return Ok(bare());
+        return Ok(bare(true));
     }
     let envelope: Envelope<'_> =
         serde_json::from_str(text).map_err(|_| EnvelopeError::Malformed)?;
@@ -80,12 +83,8 @@ pub fn read(body: &[u8], declared_json: bool) -> Result<Call, EnvelopeError> {
         tool: envelope.tool.parse().map_err(|_| EnvelopeError::BadName)?,
         payload: start..start + payload.len(),
         form: Form::Envelope,
+        is_json: true,
     })
-}
-
-/// Whether this is JSON that every reader understands alike.
-pub fn is_json(payload: &[u8]) -> bool {
-    scan(payload).is_some()
 }
 
 #[derive(Deserialize)]
@@ -208,6 +207,7 @@ mod tests {
             let call = read(body.as_bytes(), true).unwrap();
             assert_eq!(call.tool.as_str(), "todos", "{body}");
             assert_eq!(call.form, Form::Envelope, "{body}");
+            assert!(call.is_json, "{body}");
             assert_eq!(payload(body), expected, "{body}");
         }
     }
@@ -226,6 +226,7 @@ mod tests {
         ] {
             let call = read(body, declared).unwrap();
             assert_eq!(call.tool.as_str(), "echo");
+            assert_eq!(call.is_json, declared);
             assert_eq!((call.payload, call.form), (0..body.len(), Form::Bare));
         }
     }
