@@ -9,7 +9,7 @@ scripts := .ci/run demo/demo.sh demo/stack.sh demo/transcript.sh demo/processes.
 	demo/compose/setup demo/compose/migrate demo/compose/enrol demo/compose/registry demo/compose/authz \
 	demo/compose/sidecar demo/compose/ready demo/compose/tpm demo/compose/test .ci/docker/start-engine \
 	.ci/docker/build-base-images testbed/setup testbed/postgres-cluster testbed/ports.sh testbed/run-tests permission/testdata/make \
-	poca/testdata/make scripts/check-request
+	poca/testdata/make scripts/check-request deploy/systemd/check
 
 help:  ## show this
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r target what; do \
@@ -38,6 +38,8 @@ lint: setup  ## formatting, clippy, the lock file, licences and dependencies, an
 	@for script in $(scripts); do bash -n "$$script" || exit; done
 	@if command -v shellcheck >/dev/null; then shellcheck -x -S warning $(scripts); \
 		else echo "lint: shellcheck is not installed, scripts were only parsed" >&2; fi
+	@if command -v systemd-analyze >/dev/null; then deploy/systemd/check; \
+		else echo "lint: systemd is not installed, its units were not looked at" >&2; fi
 
 bench: setup  ## measure against an empty service and an open gateway; SHORT=1: within two minutes
 	cargo build --release -p authz-service -p sidecar -p bench --bins
