@@ -168,6 +168,8 @@ pub async fn run(config: &Config, inherited: Inherited) -> Result<(), ServeError
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
     );
+    // Who told it to read files anew did not mean to end it, where there are none.
+    let _hangup = signal(SignalKind::hangup())?;
     let mut running = start(config, inherited).await?;
     tell(notify::ready());
     let failed = tokio::select! {

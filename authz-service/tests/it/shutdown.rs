@@ -38,6 +38,16 @@ async fn a_signal_ends_the_service_after_the_check_in_progress() {
 }
 
 #[tokio::test]
+async fn a_hangup_does_not_end_a_service_that_has_nothing_to_read_anew() {
+    let mut scene = Scene::start().await;
+    scene.grant().await;
+    scene.authz.process().signal(Signal::HUP).unwrap();
+    let answer = scene.check().await;
+    assert_eq!(verdict(&answer), (200, "allowed"));
+    assert_eq!(scene.authz.stop().unwrap().code(), Some(0));
+}
+
+#[tokio::test]
 async fn a_check_that_takes_too_long_does_not_hold_up_the_end() {
     let mut environment = PATIENT.to_vec();
     environment.push(("AGENT_GATEWAY__SERVER__SHUTDOWN_TIMEOUT_MS", "200"));
