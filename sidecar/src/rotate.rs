@@ -12,7 +12,7 @@
 
 mod finish;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde_json::json;
@@ -133,7 +133,7 @@ fn begin(dir: &StateDir, args: &RotateArgs) -> Result<(), RotateError> {
         None => reserve(dir, &state, args.new_handle)?,
     };
     let next = complete(dir, &state, next)?;
-    Ok(report(dir, &next, args.json)?)
+    Ok(report(dir, &next, args)?)
 }
 
 /// Whether the switch was made already, and the command ended right after.
@@ -220,11 +220,11 @@ fn cancel(dir: &StateDir, as_json: bool) -> Result<(), RotateError> {
     }?)
 }
 
-fn report(dir: &StateDir, next: &Next, as_json: bool) -> Result<(), OutputError> {
+fn report(dir: &StateDir, next: &Next, args: &RotateArgs) -> Result<(), OutputError> {
     let Some((leaf, pem)) = &next.certificate else {
         return Ok(());
     };
-    if as_json {
+    if args.json {
         return print_json(&json!({
             "identity": leaf.identity.as_str(),
             "tcti": next.location.tcti.to_string(),
@@ -237,9 +237,26 @@ fn report(dir: &StateDir, next: &Next, as_json: bool) -> Result<(), OutputError>
     say(format_args!(
         "the new key is {}; the old one stays in use\n\
          next: a principal grants to this request what the old key may, then\n  \
-         agent-gateway-sidecar rotate --state {} --finish --destination HOST:PORT",
+         agent-gateway-sidecar rotate --state {}{} --finish --destination HOST:PORT",
         next.location,
-        dir.path().display()
+        dir.path().display(),
+        gateway(args)
     ));
     Ok(())
+}
+
+/// The options that say how the gateway is reached, as they are in force, or what is to be put there.
+fn gateway(args: &RotateArgs) -> String {
+    let gateways = args.gateways.iter().map(ToString::to_string);
+    let gateways = gateways.collect::<Vec<_>>().join(",");
+    let gateways = if gateways.is_empty() {
+        "GATEWAY"
+    } else {
+        &gateways
+    };
+    let ca = args.ca.as_deref().unwrap_or(Path::new("FILE"));
+    let name = args.server_name.as_ref();
+    let name = name.map(|name| format!(" --server-name {}", name.to_str()));
+    let name = name.unwrap_or_default();
+    format!(" --gateway {gateways} --ca {}{name}", ca.display())
 }

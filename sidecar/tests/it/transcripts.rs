@@ -169,7 +169,7 @@ async fn an_agents_life() {
     transcript.run(&["status"]);
     transcript.run(&["exec", "--", "sh", "-c", "exit 3"]);
     transcript.run(&["doctor", "--destination", "deny:443"]);
-    transcript.run(&["rotate"]);
+    transcript.run(&[&["rotate"], &destination[..4]].concat());
     transcript.run(&["status"]);
     transcript.run(&[&["rotate", "--finish"], &destination[..]].concat());
     transcript.run(&["certificate", "--spki"]);
