@@ -13,7 +13,7 @@ use testbed::{Bulk, ClientCertificate, TunnelClient};
 use tokio::time::sleep;
 use tonic::transport::{Channel, Endpoint};
 
-use super::open_tunnels::{PATIENCE, ends, lives};
+use super::open_tunnels::{PATIENCE, ends, lives, settings};
 use super::{Scene, assert_denied};
 
 /// More than the service's default: it is not optimised here, nor is the machine idle.
@@ -71,29 +71,32 @@ impl Scene {
     }
 }
 
-/// One Check after another, none of which may be denied; returns how many were allowed, and how many
-/// the service could not decide about in time, as happens where it has not enough of a processor.
+/// One Check after another, each of which must allow; returns how many.
 async fn check_all_the_time(
     (mut client, request): (AuthorizationClient<Channel>, CheckRequest),
     done: Arc<AtomicBool>,
-) -> (usize, usize) {
-    let (mut allowed, mut undecided) = (0, 0);
+) -> usize {
+    let mut allowed = 0;
     while !done.load(Ordering::Relaxed) {
         let answer = client.check(request.clone()).await.unwrap().into_inner();
         let status = answer.status.unwrap();
-        match (status.code, status.message.as_str()) {
-            (0, "") => allowed += 1,
-            (_, "registry_unavailable") => undecided += 1,
-            denied => panic!("{denied:?}"),
-        }
+        assert_eq!((status.code, status.message.as_str()), (0, ""));
+        allowed += 1;
         tokio::task::yield_now().await;
     }
-    (allowed, undecided)
+    allowed
 }
 
 #[tokio::test]
 async fn ten_thousand_revocations_at_once_disturb_nobody_else() {
-    let scene = Scene::granted_with("POLICY__MAX_STALENESS_MS", "5000").await;
+    // Nor are its time limits the defaults: a read that is given up is no answer to anybody.
+    let scene = Scene::start_with(settings(&[
+        ("POLICY__MAX_STALENESS_MS", "5000"),
+        ("POLICY__QUERY_TIMEOUT_MS", "5000"),
+        ("SERVER__CHECK_TIMEOUT_MS", "10000"),
+    ]))
+    .await;
+    scene.allow();
     let doomed = scene.doomed().await;
     let database = &scene.gateway.database;
     let others = 10_000 - DOOMED;
@@ -147,7 +150,6 @@ async fn ten_thousand_revocations_at_once_disturb_nobody_else() {
     assert!(lives(&mut spared).await);
     done.store(true, Ordering::Relaxed);
     for asking in asking {
-        let (allowed, undecided) = asking.await.unwrap();
-        assert!(allowed > 10 * undecided, "{allowed} to {undecided}");
+        assert!(asking.await.unwrap() > 0);
     }
 }
