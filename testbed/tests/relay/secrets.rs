@@ -88,9 +88,11 @@ impl Talkative {
         fs::read_to_string(self.folder.path().join("audit.jsonl")).unwrap()
     }
 
-    /// Stops the service, so that nothing is held back; all that was written, by its place.
+    /// Stops the service and Envoy, so that nothing is held back; all that was written, by its
+    /// place.
     fn written(&mut self) -> [(&'static str, String); 5] {
         assert!(self.scene.gateway.authz.stop().unwrap().success());
+        self.scene.gateway.envoy.stop().unwrap();
         let accesses = self.scene.gateway.envoy.access_log().unwrap();
         [
             ("audit", self.audit()),

@@ -1,10 +1,11 @@
 //! The TPM commands: find a key, make one, sign with it.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use p256::PublicKey;
 use p256::ecdsa::Signature;
+use ring::rand::{SecureRandom as _, SystemRandom};
 use tss_esapi::constants::tss::{TPM2_RH_NULL, TPM2_ST_HASHCHECK};
 use tss_esapi::constants::{CapabilityType, PropertyTag};
 use tss_esapi::handles::{KeyHandle, ObjectHandle, PersistentTpmHandle, TpmHandle};
@@ -23,9 +24,9 @@ use super::template::{self, Fit, Guessing, Unfit};
 use super::{TpmError, TssFailure};
 use crate::{Location, Pin, Pins};
 
-/// How often a key is tried to be made while other programs fill the TPM's slots, and how long
-/// they are given each time. Whoever makes a key, as we do, is through with it sooner.
-const CROWDED: (u32, Duration) = (20, Duration::from_millis(100));
+/// How long is waited for a slot while other programs fill the TPM's, and the shortest pause in
+/// between. Whoever makes a key, as we do, is through with it sooner.
+const CROWDED: (Duration, Duration) = (Duration::from_secs(5), Duration::from_millis(30));
 
 /// An open connection to a TPM that holds a key that may serve.
 ///
@@ -39,9 +40,7 @@ pub(super) struct Connection {
 impl Connection {
     /// Connects and looks for the key; `None` if the handle is empty.
     pub(super) fn open(location: &Location) -> Result<Option<Connection>, TpmError> {
-        let mut context = connect(location)?;
-        let found = find(&mut context, location).map_err(|failure| failure.at(location))?;
-        Ok(found.map(|(key, fit)| Connection { context, key, fit }))
+        patiently(|| Connection::open_now(location))
     }
 
     /// As [`Connection::open`], but makes a key first if the handle is empty.
@@ -49,16 +48,24 @@ impl Connection {
         location: &Location,
         pins: &Pins,
     ) -> Result<Option<Connection>, TpmError> {
-        if let Some(connection) = Connection::open(location)? {
-            return Ok(Some(connection));
-        }
-        match create_patiently(location, pins)? {
-            Ok(()) => tracing::info!(tpm.location = %location, "made a signing key in the TPM"),
-            // Another process was faster; its key is as good.
-            Err(failure) if failure.is_occupied_handle() => {}
-            Err(failure) => return Err(creation_failed(failure, location, pins)),
-        }
-        Connection::open(location)
+        patiently(|| {
+            if let Some(connection) = Connection::open_now(location)? {
+                return Ok(Some(connection));
+            }
+            match create(&mut connect(location)?, location, pins) {
+                Ok(()) => tracing::info!(tpm.location = %location, "made a signing key in the TPM"),
+                // Another process was faster; its key is as good.
+                Err(failure) if failure.is_occupied_handle() => {}
+                Err(failure) => return Err(creation_failed(failure, location, pins)),
+            }
+            Connection::open_now(location)
+        })
+    }
+
+    fn open_now(location: &Location) -> Result<Option<Connection>, TpmError> {
+        let mut context = connect(location)?;
+        let found = find(&mut context, location).map_err(|failure| failure.at(location))?;
+        Ok(found.map(|(key, fit)| Connection { context, key, fit }))
     }
 
     /// Takes the key out of its handle, if it is this one; whatever else is there stays.
@@ -219,16 +226,29 @@ fn is_occupied(context: &mut Context, location: &Location) -> Result<bool, Error
     }
 }
 
-/// Two commands at once on a TPM without a resource manager are in each other's way.
-fn create_patiently(location: &Location, pins: &Pins) -> Result<Result<(), TssFailure>, TpmError> {
-    let (attempts, pause) = CROWDED;
-    for _ in 1..attempts {
-        match create(&mut connect(location)?, location, pins) {
-            Err(failure) if failure.is_crowded() => thread::sleep(pause),
-            outcome => return Ok(outcome),
+/// Two commands at once on a TPM without a resource manager are in each other's way: making a key
+/// takes two slots of at least three, and looking at one takes one.
+fn patiently<T>(mut attempt: impl FnMut() -> Result<T, TpmError>) -> Result<T, TpmError> {
+    let (patience, pause) = CROWDED;
+    let deadline = Instant::now() + patience;
+    loop {
+        match attempt() {
+            Err(TpmError::Refused { failure, .. })
+                if failure.is_crowded() && Instant::now() < deadline =>
+            {
+                // Those who come again at the same moment would be in each other's way for ever.
+                thread::sleep(pause * u32::from(1 + random_byte() % 8));
+            }
+            outcome => return outcome,
         }
     }
-    Ok(create(&mut connect(location)?, location, pins))
+}
+
+/// Zero if the operating system gives none: then the pauses are merely alike.
+fn random_byte() -> u8 {
+    let mut byte = [0];
+    let _ = SystemRandom::new().fill(&mut byte);
+    byte[0]
 }
 
 fn creation_failed(failure: TssFailure, location: &Location, pins: &Pins) -> TpmError {

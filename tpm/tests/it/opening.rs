@@ -157,11 +157,15 @@ fn full_tpm_makes_no_further_key_until_one_is_removed() {
     sign_and_verify(&at(number).unwrap(), b"message");
 }
 
+/// How many talk with the TPM at the same time. swtpm lets two connections wait; the kernel drops
+/// what comes beyond, and both sides then find out after seconds, or minutes.
+const AT_ONCE: u32 = 2;
+
 #[test]
 fn keys_are_made_at_several_handles_at_once() {
     let swtpm = Swtpm::start().unwrap();
     thread::scope(|scope| {
-        for number in 0..4_u32 {
+        for number in 0..AT_ONCE {
             let mut location = location(&swtpm);
             location.handle = format!("{:#010x}", 0x8101_0010 + number).parse().unwrap();
             scope.spawn(move || {
@@ -175,20 +179,23 @@ fn keys_are_made_at_several_handles_at_once() {
 #[test]
 fn one_handle_gets_one_key_however_many_make_it_at_once() {
     let swtpm = Swtpm::start().unwrap();
-    let location = location(&swtpm);
-    let keys: Vec<_> = thread::scope(|scope| {
-        let make = || {
-            *TpmKey::open_or_create(&location, &Pins::default())
-                .unwrap()
-                .public_key()
-        };
-        let makers: Vec<_> = (0..4).map(|_| scope.spawn(make)).collect();
-        makers
-            .into_iter()
-            .map(|maker| maker.join().unwrap())
-            .collect()
-    });
-    assert!(keys.iter().all(|key| *key == keys[0]));
+    for number in 0..5_u32 {
+        let mut location = location(&swtpm);
+        location.handle = format!("{:#010x}", 0x8101_0010 + number).parse().unwrap();
+        let keys: Vec<_> = thread::scope(|scope| {
+            let make = || {
+                *TpmKey::open_or_create(&location, &Pins::default())
+                    .unwrap()
+                    .public_key()
+            };
+            let makers: Vec<_> = (0..AT_ONCE).map(|_| scope.spawn(make)).collect();
+            makers
+                .into_iter()
+                .map(|maker| maker.join().unwrap())
+                .collect()
+        });
+        assert!(keys.iter().all(|key| *key == keys[0]));
+    }
 }
 
 #[test]
