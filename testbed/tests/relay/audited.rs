@@ -27,7 +27,7 @@ impl Audited {
         Self::start_unlike(Unlike::default()).await
     }
 
-    async fn start_unlike(mut unlike: Unlike) -> Self {
+    pub(crate) async fn start_unlike(mut unlike: Unlike) -> Self {
         let folder = testbed::scratch::folder("audit").unwrap();
         let path = folder.path().join(FILE).to_str().unwrap().to_owned();
         // The name that the existing gateway has for it.

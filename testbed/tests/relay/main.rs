@@ -22,3 +22,4 @@ mod reloading;
 mod replays;
 mod scene;
 mod secrets;
+mod unproven;
