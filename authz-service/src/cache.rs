@@ -4,24 +4,18 @@
 //! in here is used only while it is current ([`Freshness`]) and the registry has confirmed
 //! lately that nothing else changed.
 
-use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures::FutureExt as _;
-use futures::future::{BoxFuture, FusedFuture as _, Shared};
 use permission::{Candidate, Facts, Host, Request};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as Quick;
 use registry::{LookupError, Reader};
-use tokio::runtime::Handle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::freshness::{BootTime, Freshness, Stamp, Tag};
+use crate::loads::Loads;
 
 /// Bounds of the cache.
 #[derive(Debug, Clone)]
@@ -76,14 +70,6 @@ const TRIES: usize = 4;
 
 type Loaded = Result<Arc<Entry>, Unavailable>;
 
-/// A load that is under way.
-#[derive(Debug, Clone)]
-struct Load {
-    entry: Shared<BoxFuture<'static, Loaded>>,
-    /// Whether it goes on without anybody waiting for it.
-    has_task: Arc<AtomicBool>,
-}
-
 /// Facts by request.
 #[derive(Debug, Clone)]
 pub struct Cache(Arc<Inner>);
@@ -95,9 +81,7 @@ struct Inner {
     options: CacheOptions,
     known: Quick<Request, Arc<Entry>, Weight>,
     unknown: Quick<Request, Arc<Entry>, Weight>,
-    /// Loads under way, for others to join. Locked only to look, add or remove.
-    loading: Mutex<HashMap<Request, Load>>,
-    loads: AtomicUsize,
+    loads: Arc<Loads<Request, Arc<Entry>>>,
     hits: AtomicU64,
     misses: AtomicU64,
 }
@@ -144,8 +128,7 @@ impl Cache {
             freshness,
             known,
             unknown,
-            loading: Mutex::default(),
-            loads: AtomicUsize::new(0),
+            loads: Loads::new(options.max_lookups),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             options,
@@ -229,7 +212,11 @@ impl Cache {
     }
 
     async fn loaded(&self, request: &Request, deadline: Instant) -> Loaded {
-        timeout_at(deadline, self.join_load(request)?)
+        let load = self.0.loads.join(request, || {
+            let (inner, request) = (Arc::clone(&self.0), request.clone());
+            async move { inner.load(&request).await }
+        });
+        timeout_at(deadline, load?)
             .await
             .map_err(|_| Unavailable::Lookup(Arc::new(LookupError::TimedOut)))?
     }
@@ -259,81 +246,9 @@ impl Cache {
             unknown_bytes: inner.unknown.weight(),
             hits: inner.hits.load(Ordering::Relaxed),
             misses: inner.misses.load(Ordering::Relaxed),
-            loads: inner.loads.load(Ordering::Relaxed),
+            loads: inner.loads.count(),
             options: inner.options.clone(),
         }
-    }
-
-    /// The load of `request` that is under way, or a new one.
-    fn join_load(&self, request: &Request) -> Result<Waiting, Unavailable> {
-        let inner = &self.0;
-        let mut loading = inner.loading.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(load) = loading.get(request) {
-            return Ok(Waiting(load.clone()));
-        }
-        if inner.loads.load(Ordering::Relaxed) >= inner.options.max_lookups {
-            return Err(Unavailable::Overloaded);
-        }
-        inner.loads.fetch_add(1, Ordering::Relaxed);
-        let under_way = UnderWay {
-            inner: Arc::clone(inner),
-            request: request.clone(),
-        };
-        let load = async move { under_way.inner.load(&under_way.request).await };
-        // A panic must not stay behind for whoever asks next.
-        let entry = AssertUnwindSafe(load).catch_unwind().map(|ended| {
-            let lost = || Unavailable::Lookup(Arc::new(LookupError::TimedOut));
-            ended.unwrap_or_else(|_| Err(lost()))
-        });
-        let load = Load {
-            entry: entry.boxed().shared(),
-            has_task: Arc::default(),
-        };
-        loading.insert(request.clone(), load.clone());
-        Ok(Waiting(load))
-    }
-}
-
-/// Waits for a load, and does its work meanwhile: a task of its own costs two more switches. It gets
-/// one as soon as somebody gives up waiting, and so always ends.
-struct Waiting(Load);
-
-impl Future for Waiting {
-    type Output = Loaded;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Loaded> {
-        self.0.entry.poll_unpin(cx)
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let Load { entry, has_task } = &self.0;
-        let has_ended = entry.is_terminated() || entry.peek().is_some();
-        if has_ended || has_task.swap(true, Ordering::Relaxed) {
-            return;
-        }
-        if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn(entry.clone());
-        }
-    }
-}
-
-/// A load that others may join, until this is dropped.
-struct UnderWay {
-    inner: Arc<Inner>,
-    request: Request,
-}
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        let mut loading = self
-            .inner
-            .loading
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        loading.remove(&self.request);
-        self.inner.loads.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -15,6 +15,7 @@ pub mod connections;
 pub mod decision_point;
 pub mod follow;
 pub mod freshness;
+mod loads;
 pub mod metrics;
 pub mod relay;
 pub mod resolver;
