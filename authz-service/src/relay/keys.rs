@@ -11,11 +11,11 @@ use poca::PublicKey;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache as Quick;
 use registry::LookupError;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
 use crate::cache::{Cache, Unavailable};
 use crate::freshness::{BootTime, Stamp, Tag};
+use crate::loads::Loads;
 
 /// Most bytes that are kept, about.
 const MAX_BYTES: u64 = 32 * 1024 * 1024;
@@ -30,11 +30,15 @@ type Name = (Identity, Destination);
 /// Keys by agent and destination.
 #[derive(Debug)]
 pub(crate) struct AgentKeys {
+    kept: Arc<Kept>,
+    loads: Arc<Loads<Name, Arc<Entry>>>,
+}
+
+#[derive(Debug)]
+struct Kept {
     /// Knows what is current.
     permissions: Cache,
-    kept: Quick<Name, Arc<Entry>, Weight>,
-    /// Reads at a time.
-    turns: Semaphore,
+    entries: Quick<Name, Arc<Entry>, Weight>,
 }
 
 /// An agent's rows and what they rest on.
@@ -65,14 +69,12 @@ impl AgentKeys {
     /// Nothing yet; current as long as `permissions` would be.
     pub(crate) fn new(permissions: Cache) -> Self {
         let most = usize::try_from(MAX_BYTES / ENTRY_BYTES).unwrap_or(usize::MAX);
-        let turns = permissions
-            .options()
-            .max_lookups
-            .min(Semaphore::MAX_PERMITS);
         Self {
-            permissions,
-            kept: Quick::with_weighter(most, MAX_BYTES, Weight),
-            turns: Semaphore::new(turns),
+            loads: Loads::new(permissions.options().max_lookups),
+            kept: Arc::new(Kept {
+                permissions,
+                entries: Quick::with_weighter(most, MAX_BYTES, Weight),
+            }),
         }
     }
 
@@ -83,19 +85,24 @@ impl AgentKeys {
         destination: &Destination,
         deadline: Instant,
     ) -> Result<Arc<Entry>, Unavailable> {
-        if !self.permissions.is_confirmed() {
-            self.permissions.confirm(deadline).await?;
+        let kept = &self.kept;
+        if !kept.permissions.is_confirmed() {
+            kept.permissions.confirm(deadline).await?;
         }
         let name = (identity.clone(), destination.clone());
         for _ in 0..TRIES {
-            let kept = self.kept.get(&name);
-            if let Some(entry) = kept.filter(|entry| self.is_current(entry)) {
+            let found = kept.entries.get(&name);
+            if let Some(entry) = found.filter(|entry| kept.is_current(entry)) {
                 return Ok(entry);
             }
-            let entry = timeout_at(deadline, self.load(&name))
+            let load = self.loads.join(&name, || {
+                let (kept, name) = (Arc::clone(kept), name.clone());
+                async move { kept.load(&name).await }
+            });
+            let entry = timeout_at(deadline, load?)
                 .await
                 .map_err(|_| Unavailable::Lookup(Arc::new(LookupError::TimedOut)))??;
-            if self.is_unchanged(&entry) {
+            if kept.is_unchanged(&entry) {
                 return Ok(entry);
             }
         }
@@ -104,9 +111,11 @@ impl AgentKeys {
 
     /// Whether what was decided on this entry a moment ago would be decided again.
     pub(crate) fn still_hold(&self, entry: &Entry) -> bool {
-        self.is_unchanged(entry) && self.permissions.is_confirmed()
+        self.kept.is_unchanged(entry) && self.kept.permissions.is_confirmed()
     }
+}
 
+impl Kept {
     fn is_current(&self, entry: &Entry) -> bool {
         let max_age = self.permissions.options().max_age;
         self.is_unchanged(entry) && BootTime::now().since(entry.loaded) < max_age
@@ -118,8 +127,6 @@ impl AgentKeys {
     }
 
     async fn load(&self, name: &Name) -> Result<Arc<Entry>, Unavailable> {
-        let turn = self.turns.try_acquire();
-        let _turn = turn.map_err(|_| Unavailable::Overloaded)?;
         let freshness = self.permissions.freshness();
         // Before the read: what changes during it makes it stale.
         let (stamp, loaded) = (freshness.stamp(), BootTime::now());
@@ -143,7 +150,7 @@ impl AgentKeys {
             tags: tags.into(),
             loaded,
         });
-        self.kept.insert(name.clone(), Arc::clone(&entry));
+        self.entries.insert(name.clone(), Arc::clone(&entry));
         Ok(entry)
     }
 }

@@ -3,14 +3,15 @@
 use std::process::Command;
 
 use poca::SecretKey;
-use testbed::ClientCertificate;
 use testbed::binary;
 use testbed::caller::{Sent, Version};
 use testbed::gateway::AGENT;
 use testbed::rows::{PocaKeyRow, Principal, Times};
 use testbed::tunnel::Answer;
+use testbed::{ClientCertificate, Session};
+use tokio::task::JoinSet;
 
-use crate::scene::{Scene, assert_denied, manifest, signed};
+use crate::scene::{A_WHILE, Scene, Unlike, assert_denied, manifest, patient, signed};
 
 /// The key of the table, which `agents.yaml` doesn't have.
 fn key() -> SecretKey {
@@ -221,4 +222,41 @@ async fn keys_that_can_not_be_read_are_no_decision() {
     let answer = call(&scene, &crate::scene::key()).await;
     assert_denied(&answer, 503, "registry_unavailable");
     assert_eq!(scene.echo.seen().len(), 1);
+}
+
+/// Were each of them to read for itself, all but one would be refused.
+#[tokio::test]
+async fn many_calls_at_once_read_an_agents_keys_once() {
+    let mut environment = Vec::from(patient());
+    environment.push(("AGENT_GATEWAY__CACHE__MAX_LOOKUPS", "1".to_owned()));
+    let scene = Scene::start_unlike(Unlike {
+        environment,
+        ..Unlike::default()
+    });
+    let scene = scene.await;
+    let database = &scene.gateway.database;
+    let principal = principal(&scene, &scene.destination("echo"));
+    principal.grant_poca_key(database, &row("poca-1")).unwrap();
+    scene.settle().await;
+    let mut callers = Vec::new();
+    for _ in 0..16 {
+        callers.push(scene.caller(Version::Http2).await);
+    }
+    let mut lock = Session::open(database).unwrap();
+    lock.run("BEGIN; LOCK poca_keys").unwrap();
+    let mut calls = JoinSet::new();
+    for mut caller in callers {
+        let proof = signed(&key(), &manifest("echo", b"{}"));
+        calls.spawn(async move {
+            let sent = Sent::whole("{}");
+            caller.call(&proof.with_json(), sent).await.unwrap()
+        });
+    }
+    // Those that come later find the keys there.
+    tokio::time::sleep(A_WHILE).await;
+    lock.run("COMMIT").unwrap();
+    for answer in calls.join_all().await {
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    assert_eq!(scene.echo.seen().len(), 16);
 }

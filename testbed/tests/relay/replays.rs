@@ -5,19 +5,13 @@ use testbed::tunnel::Answer;
 use testbed::{Caller, Envoy};
 use tokio::task::JoinSet;
 
-use crate::scene::{Headers, Scene, Unlike, assert_denied};
+use crate::scene::{Headers, Scene, Unlike, assert_denied, patient};
 
 const AT_ONCE: usize = 64;
 
 async fn start() -> Scene {
-    // Many at once on a busy machine take longer than its users would wait.
-    let patient = [
-        "AGENT_GATEWAY__POLICY__QUERY_TIMEOUT_MS",
-        "AGENT_GATEWAY__POLICY__POOL_ACQUIRE_TIMEOUT_MS",
-    ]
-    .map(|name| (name, "4000".to_owned()));
     Scene::start_unlike(Unlike {
-        environment: patient.into(),
+        environment: patient().into(),
         nonces_in_postgres: true,
         ..Unlike::default()
     })
@@ -70,7 +64,11 @@ async fn assert_one_passes(scene: &Scene, envoys: &[&Envoy]) {
 
 #[tokio::test]
 async fn of_many_calls_at_once_with_one_nonce_exactly_one_passes() {
-    let scene = Scene::start().await;
+    let scene = Scene::start_unlike(Unlike {
+        environment: patient().into(),
+        ..Unlike::default()
+    });
+    let scene = scene.await;
     assert_one_passes(&scene, &[&scene.gateway.envoy]).await;
 }
 
