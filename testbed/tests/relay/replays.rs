@@ -8,6 +8,7 @@ use tokio::task::JoinSet;
 use crate::scene::{Headers, Scene, Unlike, assert_denied, patient};
 
 const AT_ONCE: usize = 64;
+const TRIES: usize = 4;
 
 async fn start() -> Scene {
     Scene::start_unlike(Unlike {
@@ -33,7 +34,26 @@ async fn call(scene: &Scene, envoy: &Envoy, proof: &Headers) -> Answer {
 
 /// The same call on many connections at once, of each Envoy in turn: one passes, and no more.
 async fn assert_one_passes(scene: &Scene, envoys: &[&Envoy]) {
-    let before = scene.echo.seen().len();
+    for _ in 0..TRIES {
+        let before = scene.echo.seen().len();
+        let answers = at_once(scene, envoys).await;
+        let with = |status: u16| move |answer: &&Answer| answer.status == status;
+        let passed = answers.iter().filter(with(200)).count();
+        assert!(passed <= 1 && scene.echo.seen().len() <= before + 1);
+        if answers.iter().any(|answer| answer.status == 503) {
+            // On a busy machine some find no decision in time, it may be the one that would pass.
+            continue;
+        }
+        assert_eq!((passed, scene.echo.seen().len()), (1, before + 1));
+        for answer in answers.iter().filter(|answer| answer.status != 200) {
+            assert_denied(answer, 403, "poca_replay");
+        }
+        return;
+    }
+    panic!("each time some were not decided about");
+}
+
+async fn at_once(scene: &Scene, envoys: &[&Envoy]) -> Vec<Answer> {
     let proof = scene.proof("echo", b"{}");
     let mut callers = Vec::new();
     for envoy in envoys.iter().cycle().take(AT_ONCE) {
@@ -52,14 +72,7 @@ async fn assert_one_passes(scene: &Scene, envoys: &[&Envoy]) {
             caller.call(&headers, Sent::whole("{}")).await.unwrap()
         });
     }
-    let answers = calls.join_all().await;
-    let (passed, refused): (Vec<_>, Vec<_>) =
-        answers.iter().partition(|answer| answer.status == 200);
-    assert_eq!((passed.len(), refused.len()), (1, AT_ONCE - 1));
-    for answer in refused {
-        assert_denied(answer, 403, "poca_replay");
-    }
-    assert_eq!(scene.echo.seen().len(), before + 1);
+    calls.join_all().await
 }
 
 #[tokio::test]
@@ -77,6 +90,7 @@ async fn another_replica_and_one_that_was_restarted_refuse_a_replay() {
     let mut scene = start().await;
     let (_second, envoy) = scene.replica().await;
     assert_one_passes(&scene, &[&scene.gateway.envoy, &envoy]).await;
+    let before = scene.echo.seen().len();
 
     let [to_first, to_second] = [(); 2].map(|()| scene.proof("echo", b"{}"));
     let first = &scene.gateway.envoy;
@@ -96,7 +110,7 @@ async fn another_replica_and_one_that_was_restarted_refuse_a_replay() {
     assert_eq!(call(&scene, first, &fresh).await.status, 200);
     refused(&call(&scene, first, &to_first).await);
     refused(&call(&scene, &envoy, &to_first).await);
-    assert_eq!(scene.echo.seen().len(), 4);
+    assert_eq!(scene.echo.seen().len(), before + 3);
 }
 
 #[tokio::test]
