@@ -69,10 +69,35 @@ impl Audited {
         self.assert_recorded_as(answer, answer.status.as_u16(), tool, reason);
     }
 
+    /// As [`Audited::assert_recorded`], of another caller than the agent.
+    #[track_caller]
+    fn assert_recorded_of(
+        &self,
+        caller: &Value,
+        answer: &Answer,
+        tool: Option<&str>,
+        reason: &[&str],
+    ) {
+        let status = answer.status.as_u16();
+        self.assert_record(caller, answer, status, tool, reason);
+    }
+
     /// As [`Audited::assert_recorded`], with another status than what the agent saw in the end.
     #[track_caller]
     fn assert_recorded_as(
         &self,
+        answer: &Answer,
+        status: u16,
+        tool: Option<&str>,
+        reason: &[&str],
+    ) {
+        self.assert_record(&json!(AGENT), answer, status, tool, reason);
+    }
+
+    #[track_caller]
+    fn assert_record(
+        &self,
+        caller: &Value,
         answer: &Answer,
         status: u16,
         tool: Option<&str>,
@@ -90,7 +115,7 @@ impl Audited {
         assert!(found.next().is_none(), "two records of {answer:?}");
         let allowed = reason == ["allowed"];
         let expected = json!({
-            "caller": AGENT,
+            "caller": caller,
             "tool": tool,
             "decision": if allowed { "allow" } else { "deny" },
             "status": status,
@@ -306,4 +331,53 @@ async fn a_name_that_leads_nowhere_or_to_a_forbidden_address_is_recorded() {
         assert_denied(&answer, status, reason);
         audited.assert_recorded(&answer, Some("named"), &[reason]);
     }
+}
+
+#[tokio::test]
+async fn a_call_that_can_not_be_decided_or_is_no_longer_permitted_is_recorded() {
+    let audited = Audited::start_unlike(Unlike {
+        nonces_in_postgres: true,
+        ..Unlike::default()
+    });
+    let audited = audited.await;
+    let database = &audited.scene.gateway.database;
+    let call = async || {
+        let proof = audited.scene.proof("echo", b"{}");
+        audited.call(Some(&proof), b"{}", &[]).await
+    };
+    let refused = |answer: &Answer, status: u16, reason: &str| {
+        assert_denied(answer, status, reason);
+        audited.assert_recorded(answer, Some("echo"), &[reason]);
+    };
+    assert_eq!(call().await.status, 200);
+    let nonces = |from: &str, to: &str| {
+        let rename = format!("ALTER TABLE {from} RENAME TO {to}");
+        database.execute(&rename).unwrap();
+    };
+    nonces("relay_nonces", "gone");
+    refused(&call().await, 503, "poca_nonces_unavailable");
+    nonces("gone", "relay_nonces");
+    assert_eq!(call().await.status, 200);
+
+    let revoke = "UPDATE permission_registry SET revoked_at = now()";
+    database.execute(revoke).unwrap();
+    audited.scene.settle().await;
+    refused(&call().await, 403, "permission_revoked");
+    // Whatever was in memory counts no longer, and can't be read again.
+    database
+        .execute("ALTER TABLE permission_registry RENAME TO gone; INSERT INTO registry_changes DEFAULT VALUES")
+        .unwrap();
+    audited.scene.settle().await;
+    refused(&call().await, 503, "registry_unavailable");
+    assert_eq!(audited.scene.echo.seen().len(), 2);
+}
+
+#[tokio::test]
+async fn a_caller_whose_certificate_names_nobody_is_recorded() {
+    let audited = Audited::start().await;
+    let nobody = ClientCertificate::builder().build().unwrap();
+    let mut caller = audited.scene.caller_with(&nobody, Version::Http2).await;
+    let answer = caller.call(&[], Sent::whole("{}")).await.unwrap();
+    assert_denied(&answer, 403, "identity_extension_missing");
+    audited.assert_recorded_of(&Value::Null, &answer, None, &["identity_extension_missing"]);
 }
