@@ -586,11 +586,14 @@ fn header<'a>(http: &'a HttpRequest, name: &str) -> Option<&'a str> {
     headers.get(name).map(String::as_str)
 }
 
-/// `application/json`, or a type that ends in `+json` (RFC 6839), whatever its parameters.
+/// `application/json`, or a type that ends in `+json` (RFC 6839), whatever its parameters. Of several
+/// each counts: which one the tool goes by is not known.
 fn is_json(content_type: &str) -> bool {
-    let essence = content_type.split(';').next().unwrap_or_default().trim();
-    let essence = essence.to_ascii_lowercase();
-    essence == "application/json" || essence.ends_with("+json")
+    content_type.split(',').any(|one| {
+        let essence = one.split(';').next().unwrap_or_default().trim();
+        let essence = essence.to_ascii_lowercase();
+        essence == "application/json" || essence.ends_with("+json")
+    })
 }
 
 /// The one line about a decision.
