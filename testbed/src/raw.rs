@@ -154,6 +154,41 @@ impl RawClient {
         self.outcome(stream).await
     }
 
+    /// Sends these headers, then these pieces, each in a frame, and trailers where there are any.
+    pub async fn post(
+        &mut self,
+        headers: &[(&str, &[u8])],
+        pieces: &[&[u8]],
+        trailers: &[(&str, &[u8])],
+    ) -> Result<Outcome> {
+        let stream = self.next_stream;
+        self.next_stream += 2;
+        let sent = self.write_request(stream, headers, pieces, trailers).await;
+        let outcome = self.outcome(stream).await;
+        // Something may have been said before the connection was closed.
+        sent.and(outcome)
+            .or_else(|_| Ok(Outcome::ConnectionClosed(self.going_away)))
+    }
+
+    async fn write_request(
+        &mut self,
+        stream: u32,
+        headers: &[(&str, &[u8])],
+        pieces: &[&[u8]],
+        trailers: &[(&str, &[u8])],
+    ) -> Result<()> {
+        self.write_headers(stream, headers, false).await?;
+        for (place, piece) in pieces.iter().enumerate() {
+            let last = place + 1 == pieces.len() && trailers.is_empty();
+            let flags = if last { END_STREAM } else { 0 };
+            self.write_frame(DATA, flags, stream, piece).await?;
+        }
+        if !trailers.is_empty() {
+            self.write_headers(stream, trailers, true).await?;
+        }
+        Ok(())
+    }
+
     async fn write_headers(
         &mut self,
         stream: u32,
@@ -230,6 +265,7 @@ impl RawClient {
                 Event::Closed => return Ok(Outcome::ConnectionClosed(self.going_away)),
                 Event::Reset(code) => return Ok(Outcome::StreamReset(code)),
                 Event::Headers(first, ends) if answer.is_none() => {
+                    // Of a tunnel no more is waited for.
                     let ends = ends || (200..300).contains(&first.status);
                     answer = Some(first);
                     (Vec::new(), ends)

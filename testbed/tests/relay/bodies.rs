@@ -1,8 +1,10 @@
 //! Bodies of every size and kind.
 
+use testbed::RawClient;
 use testbed::caller::{Sent, Version};
+use testbed::raw::Outcome;
 
-use crate::scene::{A_WHILE, Scene, assert_denied, assert_failed, envelope};
+use crate::scene::{A_WHILE, Headers, Scene, assert_denied, assert_failed, envelope};
 
 const LIMIT: usize = 2 * 1024 * 1024;
 
@@ -200,6 +202,131 @@ async fn no_request_hides_in_another() {
         assert_eq!(scene.post(&body).await.text(), payload);
     }
     assert_eq!(scene.echo.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn no_request_hides_in_another_over_http_2() {
+    let scene = Scene::start().await;
+    let hidden = b"{}POST /relay HTTP/1.1\r\nhost: gateway\r\ncontent-length: 2\r\n\r\n{}";
+    let one = |name: &'static str, value: &'static [u8]| vec![(name, value)];
+    for (path, more, body) in [
+        ("/relay", one("content-length", b"2"), &hidden[..]),
+        ("/relay", one("content-length", b"1"), b"{}"),
+        ("/relay", one("content-length", b"40"), b"{}"),
+        ("/relay", one("content-length", b"+2"), b"{}"),
+        ("/relay", one("content-length", b"0x2"), b"{}"),
+        ("/relay", one("content-length", b"2, 40"), b"{}"),
+        (
+            "/relay",
+            vec![("content-length", &b"2"[..]), ("content-length", b"40")],
+            b"{}",
+        ),
+        (
+            "/relay",
+            one("transfer-encoding", b"chunked"),
+            b"2\r\n{}\r\n0\r\n\r\n",
+        ),
+        ("/relay", one("connection", b"close"), b"{}"),
+        ("/relay", one("upgrade", b"x"), b"{}"),
+        ("/relay", one("te", b"gzip"), b"{}"),
+        ("/relay", one("X-Upper", b"a"), b"{}"),
+        ("/relay", one("x y", b"a"), b"{}"),
+        ("/relay", one("x:y", b"a"), b"{}"),
+        ("/relay", one("x\r\ny", b"a"), b"{}"),
+        ("/relay", one("x", b"a\r\ny: b"), b"{}"),
+        ("/relay", one("x", b"a\ny: b"), b"{}"),
+        ("/relay", one("x", b"a\0b"), b"{}"),
+        ("/relay", one(":path", b"/relay"), b"{}"),
+        ("/relay HTTP/1.1\r\nx: y", vec![], b"{}"),
+        ("/relay /x", vec![], b"{}"),
+        ("relay", vec![], b"{}"),
+        ("", vec![], b"{}"),
+    ] {
+        let proof = scene.proof("echo", b"{}");
+        let outcome = post(&scene, path, &proof, &more, &[body], &[]).await;
+        let passed = outcome.status() == Some(200);
+        assert!(!passed, "{path} {more:?}: {outcome:?}");
+    }
+    tokio::time::sleep(A_WHILE).await;
+    assert!(scene.echo.seen().is_empty(), "{:?}", scene.echo.seen());
+
+    // Trailers go nowhere, whatever they say, and a call that has some is one like any other.
+    let trailers: [(&str, &[u8]); 3] = [
+        ("authorization", b"planted"),
+        ("x-agent-identity", b"planted"),
+        ("x-poca-manifest", b"planted"),
+    ];
+    for trailers in [&[][..], &trailers] {
+        let before = scene.echo.seen().len();
+        let proof = scene.proof("echo", b"{}");
+        let outcome = post(&scene, "/relay", &proof, &[], &[b"{", b"}"], trailers).await;
+        let seen = scene.echo.seen();
+        let seen = &seen[before..];
+        assert_eq!((outcome.status(), seen.len()), (Some(200), 1));
+        assert_eq!(seen[0].body, "{}");
+        assert!(!format!("{seen:?}").contains("planted"), "{seen:?}");
+    }
+}
+
+/// Posts JSON, whatever an HTTP/2 library would say of it.
+async fn post(
+    scene: &Scene,
+    path: &str,
+    proof: &Headers,
+    more: &[(&str, &[u8])],
+    pieces: &[&[u8]],
+    trailers: &[(&str, &[u8])],
+) -> Outcome {
+    let gateway = &scene.gateway;
+    let mut client = RawClient::connect(gateway.envoy.addr(), &gateway.pki, Some(&scene.agent))
+        .await
+        .unwrap();
+    let mut headers = vec![
+        (":method", &b"POST"[..]),
+        (":scheme", b"https"),
+        (":authority", b"gateway"),
+        (":path", path.as_bytes()),
+    ];
+    let proof = proof.with_json();
+    headers.extend(proof.iter().map(|(name, value)| (*name, value.as_bytes())));
+    headers.extend(more);
+    client.post(&headers, pieces, trailers).await.unwrap()
+}
+
+#[tokio::test]
+async fn who_waits_to_be_told_to_go_on_is_told() {
+    let scene = Scene::start().await;
+    let proof = scene.proof("echo", b"{}");
+    let lines = proof.with_json().into_iter();
+    let lines: String = lines
+        .map(|(name, value)| [name, ": ", value, "\r\n"].concat())
+        .collect();
+    let words = format!(
+        "POST /relay HTTP/1.1\r\nhost: gateway\r\nconnection: close\r\nexpect: 100-continue\r\n\
+         content-length: 2\r\n{lines}\r\n{{}}"
+    );
+    let heard = scene.say(&words).await;
+    assert!(
+        heard.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n"),
+        "{heard}"
+    );
+    assert!(heard.ends_with("\r\n\r\n{}"), "{heard}");
+    assert_eq!(scene.echo.only_seen().unwrap().header("expect"), None);
+}
+
+#[tokio::test]
+async fn of_several_content_types_each_counts() {
+    let scene = Scene::start().await;
+    let twice = br#"{"a":1,"a":2}"#;
+    for kinds in [
+        ["application/json", "text/plain"],
+        ["text/plain", "a/b+json"],
+    ] {
+        let headers = kinds.map(|kind| ("content-type", kind));
+        let answer = scene.post_with(&headers, twice).await;
+        assert_denied(&answer, 422, "json_parse_error");
+    }
+    assert!(scene.echo.seen().is_empty());
 }
 
 #[tokio::test]
