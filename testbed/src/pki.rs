@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair, date_time_ymd,
+};
 use rustls::ServerConfig;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use tempfile::TempDir;
@@ -69,7 +71,18 @@ impl GatewayPki {
     /// For a TLS server that shows a certificate for `name` by this CA; the gateway's Envoy trusts
     /// it for tools.
     pub fn server_config(&self, name: &str) -> Result<ServerConfig> {
-        let params = CertificateParams::new([name.to_owned()])?;
+        self.signed(&CertificateParams::new([name.to_owned()])?)
+    }
+
+    /// As [`GatewayPki::server_config`], of a certificate that ended long ago.
+    pub fn expired_server_config(&self, name: &str) -> Result<ServerConfig> {
+        let mut params = CertificateParams::new([name.to_owned()])?;
+        params.not_before = date_time_ymd(2001, 1, 1);
+        params.not_after = date_time_ymd(2002, 1, 1);
+        self.signed(&params)
+    }
+
+    fn signed(&self, params: &CertificateParams) -> Result<ServerConfig> {
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));

@@ -15,13 +15,13 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustls::ServerConfig;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Interval, interval};
 use tokio_rustls::TlsAcceptor;
 
-use crate::GatewayPki;
 use crate::process::PATIENCE;
 
 /// What a tool does with each request, once it has read it.
@@ -72,14 +72,13 @@ impl ToolServer {
         Self::start_at((ip.into(), 0).into(), conduct, None).await
     }
 
-    /// As [`ToolServer::start`], behind TLS with a certificate for `name` by the gateway's CA.
+    /// As [`ToolServer::start`], behind TLS.
     pub async fn start_tls(
         ip: impl Into<IpAddr>,
         conduct: Conduct,
-        pki: &GatewayPki,
-        name: &str,
+        tls: ServerConfig,
     ) -> Result<ToolServer> {
-        let tls = TlsAcceptor::from(Arc::new(pki.server_config(name)?));
+        let tls = TlsAcceptor::from(Arc::new(tls));
         Self::start_at((ip.into(), 0).into(), conduct, Some(tls)).await
     }
 

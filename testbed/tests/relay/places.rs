@@ -98,26 +98,58 @@ async fn the_gateways_own_listeners_are_no_tools() {
 async fn a_tool_behind_tls_must_show_a_certificate_for_its_name() {
     let scene = Scene::start().await;
     let pki = &scene.gateway.pki;
-    let honest = ToolServer::start_tls([127, 0, 0, 1], Conduct::Echo, pki, "echo")
-        .await
-        .unwrap();
-    let named = ToolServer::start_tls([127, 0, 0, 1], Conduct::Echo, pki, "other")
-        .await
-        .unwrap();
     let strangers = testbed::GatewayPki::generate().unwrap();
-    let unknown = ToolServer::start_tls([127, 0, 0, 1], Conduct::Echo, &strangers, "echo")
-        .await
-        .unwrap();
-    for (server, allowed) in [(&honest, true), (&named, false), (&unknown, false)] {
+    let by_name = pki.server_config("echo").unwrap();
+    let by_address = pki.server_config("127.0.0.1").unwrap();
+    for (scheme, host, tls, allowed) in [
+        ("https", "echo", Some(by_name.clone()), true),
+        ("https", "127.0.0.1", Some(by_address.clone()), true),
+        (
+            "https",
+            "echo",
+            Some(pki.server_config("other").unwrap()),
+            false,
+        ),
+        (
+            "https",
+            "echo",
+            Some(pki.server_config("*.echo").unwrap()),
+            false,
+        ),
+        (
+            "https",
+            "echo",
+            Some(strangers.server_config("echo").unwrap()),
+            false,
+        ),
+        (
+            "https",
+            "echo",
+            Some(pki.expired_server_config("echo").unwrap()),
+            false,
+        ),
+        // A name is vouched for by no address, nor an address by a name.
+        ("https", "echo", Some(by_address), false),
+        ("https", "127.0.0.1", Some(by_name.clone()), false),
+        // Each is spoken to as its URL says, and never otherwise.
+        ("https", "echo", None, false),
+        ("http", "echo", Some(by_name), false),
+    ] {
+        let at = [127, 0, 0, 1];
+        let server = match tls {
+            Some(tls) => ToolServer::start_tls(at, Conduct::Echo, tls).await,
+            None => ToolServer::start(at, Conduct::Echo).await,
+        };
+        let server = server.unwrap();
         let port = server.addr().port();
-        let url = format!("https://echo:{port}/echo?a=b%20c");
+        let url = format!("{scheme}://{host}:{port}/echo?a=b%20c");
         let reads = scene.reads().await;
         scene
             .files
             .write("tools.yaml", &format!("tools:\n{}", tool("echo", &url, "")));
         scene.files.allow(&[&url.replace("?a=b%20c", "")]);
         scene.reloaded(reads + 1).await;
-        scene.grant(&format!("echo:{port}"));
+        scene.grant(&format!("{host}:{port}"));
         scene.settle().await;
         let answer = scene.post(r#"{"a": 1}"#).await;
         if allowed {
@@ -127,9 +159,13 @@ async fn a_tool_behind_tls_must_show_a_certificate_for_its_name() {
             );
             let seen = server.only_seen().unwrap();
             assert_eq!(seen.path, "/echo?a=b%20c");
-            assert_eq!(seen.header("host"), Some(&*format!("echo:{port}")));
+            assert_eq!(seen.header("host"), Some(&*format!("{host}:{port}")));
         } else {
-            assert_failed(&answer, 502, "destination_unreachable");
+            let reason = match scheme {
+                "https" => "destination_unreachable",
+                _ => "tool_answer_unreadable",
+            };
+            assert_failed(&answer, 502, reason);
             assert!(server.seen().is_empty());
         }
     }
