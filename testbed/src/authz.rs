@@ -19,6 +19,20 @@ use crate::{Root, binary, port, scratch};
 /// The variable that the generated configuration takes the database's URL from.
 const DATABASE_URL: &str = "AUTHZ_TEST_DATABASE_URL";
 
+/// What differs from the product's defaults for all tests that say nothing else: tests wait for the
+/// service to know what they changed, so not for long; and its time limits are those of a slow and
+/// busy machine, below Envoy's in [`crate::envoy`].
+const DEFAULTS: [(&str, &str); 5] = [
+    ("AGENT_GATEWAY__POLICY__POLL_INTERVAL_MS", "20"),
+    ("AGENT_GATEWAY__POLICY__QUERY_TIMEOUT_MS", "5000"),
+    ("AGENT_GATEWAY__POLICY__POOL_ACQUIRE_TIMEOUT_MS", "5000"),
+    ("AGENT_GATEWAY__SERVER__CHECK_TIMEOUT_MS", "8000"),
+    ("AGENT_GATEWAY__RELAY__POLICY_TIMEOUT_MS", "2000"),
+];
+
+/// A service or registry that says nothing for so long is away.
+const AWAY: Duration = Duration::from_secs(3);
+
 /// What a test says about the service it wants; the rest is the product's default.
 #[derive(Debug, Clone, Default)]
 pub struct AuthzOptions {
@@ -102,20 +116,20 @@ impl Authz {
     /// Waits until the service knows every change that was committed before this call. Returns
     /// all the same when the service or its database is away: then there is nothing to wait for.
     pub async fn settle(&self) {
-        let (called, patience) = (Instant::now(), Duration::from_secs(3));
-        while called.elapsed() < patience {
-            match self.confirmed_age().await {
-                Ok(age) if age < called.elapsed() => return,
-                Ok(_) => tokio::time::sleep(Duration::from_millis(5)).await,
-                Err(_) => return,
+        let called = Instant::now();
+        while called.elapsed() < PATIENCE {
+            match timeout(AWAY, self.confirmed_age()).await {
+                Ok(Ok(Some(age))) if age < called.elapsed() || age > AWAY => return,
+                Ok(Ok(_)) => tokio::time::sleep(Duration::from_millis(5)).await,
+                Ok(Err(_)) | Err(_) => return,
             }
         }
     }
 
-    /// How long ago the registry confirmed that all changes are known.
-    async fn confirmed_age(&self) -> Result<Duration> {
+    /// How long ago the registry confirmed that all changes are known, if it ever did.
+    async fn confirmed_age(&self) -> Result<Option<Duration>> {
         let age = self.metric("agent_gateway_registry_confirmed_age_seconds");
-        Ok(Duration::try_from_secs_f64(age.await?).unwrap_or(Duration::MAX))
+        Ok(Duration::try_from_secs_f64(age.await?).ok())
     }
 
     /// How many tunnels the service holds.
@@ -156,7 +170,7 @@ impl Authz {
         let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\n\r\n");
         stream.write_all(request.as_bytes()).await?;
         let mut answer = String::new();
-        timeout(Duration::from_secs(1), stream.read_to_string(&mut answer)).await??;
+        timeout(PATIENCE, stream.read_to_string(&mut answer)).await??;
         Ok(answer)
     }
 
@@ -227,9 +241,8 @@ impl Files {
             )?;
         }
         fs::write(self.config(), config)?;
-        // Tests wait for the service to know what they changed; not for long.
-        let poll = ("AGENT_GATEWAY__POLICY__POLL_INTERVAL_MS", "20");
-        self.environment = vec![(poll.0.to_owned(), poll.1.to_owned())];
+        let defaults = DEFAULTS.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        self.environment = defaults.to_vec();
         if let Some((root, registry_id)) = &options.root {
             let mut set = |key: &str, value| {
                 let name = format!("AGENT_GATEWAY__POLICY__{key}");

@@ -20,8 +20,10 @@ use tempfile::TempDir;
 
 pub use rustix::process::Signal;
 
-/// How long a process may take to stop or to start listening before that is a failure.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// How long a process may take to stop or to start listening, and all else that is waited for to
+/// come about, before that is a failure: far longer than on a slow and busy machine, and less than
+/// the minute after which the service would look for itself.
+pub const PATIENCE: Duration = Duration::from_secs(40);
 
 const POLL: Duration = Duration::from_millis(5);
 

@@ -182,7 +182,8 @@ async fn no_secret_is_traced_logged_or_recorded_however_much_is() {
         ("AGENT_GATEWAY__AUDIT__STDOUT", "true"),
         ("AGENT_GATEWAY__OBSERVABILITY__LOG_LEVEL", "trace"),
         // Nothing tells the service that a table was renamed.
-        ("AGENT_GATEWAY__CACHE__MAX_AGE_MS", "500"),
+        ("AGENT_GATEWAY__CACHE__MAX_AGE_MS", "2000"),
+        ("AGENT_GATEWAY__POLICY__QUERY_TIMEOUT_MS", "2000"),
     ];
     let mut scene = Scene::start_at(database, &environment, |database| {
         database.url_as(&role, "planted-password").unwrap()
@@ -203,7 +204,7 @@ async fn no_secret_is_traced_logged_or_recorded_however_much_is() {
         .database
         .execute("ALTER TABLE permission_registry RENAME TO gone")
         .unwrap();
-    tokio::time::sleep(Duration::from_millis(600)).await;
+    tokio::time::sleep(Duration::from_millis(2200)).await;
     let answer = client.check(request).await.unwrap().into_inner();
     assert_eq!(verdict(&answer), (503, "registry_unavailable"));
     assert_eq!(scene.authz.stop().unwrap().code(), Some(0));

@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 pub(crate) const KEY: &str = "org-alice";
 pub(crate) const AGENT: &str = "agent-alpha";
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = testbed::process::PATIENCE;
 
 pub(crate) struct Office {
     pub(crate) database: Database,

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use super::{Scene, assert_denied};
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) use testbed::process::PATIENCE;
 
 impl Scene {
     /// As [`Scene::granted`], with one setting of the service changed.
@@ -182,7 +182,7 @@ async fn a_service_that_hangs_loses_its_tunnels() {
 
 #[tokio::test]
 async fn a_registry_that_confirms_nothing_ends_tunnels_after_a_bounded_time() {
-    let scene = Scene::granted_with("TUNNEL__MAX_UNCONFIRMED_MS", "1500").await;
+    let scene = Scene::granted_with("TUNNEL__MAX_UNCONFIRMED_MS", "5000").await;
     let mut tunnel = scene.open().await;
     // The feed alone can't be read; nothing was taken back.
     let database = &scene.gateway.database;
@@ -202,7 +202,7 @@ async fn a_registry_that_confirms_nothing_ends_tunnels_after_a_bounded_time() {
 
 #[tokio::test]
 async fn grounds_that_cannot_be_looked_up_end_a_tunnel_after_a_bounded_time() {
-    let scene = Scene::granted_with("TUNNEL__MAX_UNCONFIRMED_MS", "1500").await;
+    let scene = Scene::granted_with("TUNNEL__MAX_UNCONFIRMED_MS", "5000").await;
     let tunnel = scene.open().await;
     // The change is known, and what became of the permission is not.
     let database = &scene.gateway.database;

@@ -10,14 +10,17 @@ use super::open_tunnels::{PATIENCE, ends, lives, settings};
 use super::{Scene, assert_denied};
 
 const MAX_STALENESS: Duration = Duration::from_millis(500);
-const MAX_UNCONFIRMED: Duration = Duration::from_secs(5);
+/// Far longer than it takes to see that nothing is allowed.
+const MAX_UNCONFIRMED: Duration = Duration::from_secs(15);
 /// What a busy machine may take on top.
 const MARGIN: Duration = Duration::from_secs(10);
 
 fn limits() -> AuthzOptions {
     settings(&[
         ("POLICY__MAX_STALENESS_MS", "500"),
-        ("TUNNEL__MAX_UNCONFIRMED_MS", "5000"),
+        ("TUNNEL__MAX_UNCONFIRMED_MS", "15000"),
+        // So soon it is known that there is no answer.
+        ("SERVER__CHECK_TIMEOUT_MS", "1500"),
     ])
 }
 

@@ -146,7 +146,7 @@ async fn a_notification_is_enough_and_what_it_says_does_not_matter() {
 
 #[tokio::test]
 async fn what_triggers_do_not_see_is_noticed_all_the_same() {
-    let scene = Scene::granted_with("CACHE__MAX_AGE_MS", "1000").await;
+    let scene = Scene::granted_with("CACHE__MAX_AGE_MS", "5000").await;
     let tunnel = scene.open().await;
     let database = &scene.gateway.database;
     database

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
+use testbed::process::PATIENCE;
 use testbed::{Behaviour, TcpService};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 use crate::decider::{Gateway, dial_private};
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn client_may_finish_first() {
