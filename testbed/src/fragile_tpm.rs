@@ -1,10 +1,13 @@
 //! A stretch of network in front of a simulated TPM that breaks when a test says so.
+//!
+//! One command goes through after another, whoever sends them, as a device's driver sees to it.
+//! swtpm itself lets two connections wait, and the kernel drops what comes beyond.
 
 use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use anyhow::{Context as _, Result};
 
@@ -61,8 +64,10 @@ fn serve(port: u16, target: u16, left: Option<Arc<AtomicUsize>>) -> Result<()> {
                     .try_clone()
                     .and_then(|to| Ok((to, server.try_clone()?)));
                 if let Ok((to_client, to_server)) = both {
-                    hand_on(client, to_server);
-                    hand_on(server, to_client);
+                    let there = hand_on(client, to_server);
+                    let back = hand_on(server, to_client);
+                    // They don't panic.
+                    let _ = (there.join(), back.join());
                 }
             }
         }
@@ -70,10 +75,10 @@ fn serve(port: u16, target: u16, left: Option<Arc<AtomicUsize>>) -> Result<()> {
     Ok(())
 }
 
-fn hand_on(mut from: TcpStream, mut to: TcpStream) {
+fn hand_on(mut from: TcpStream, mut to: TcpStream) -> JoinHandle<()> {
     thread::spawn(move || {
         // An end with an error is an end.
         let _ = io::copy(&mut from, &mut to);
         let _ = to.shutdown(Shutdown::Write);
-    });
+    })
 }

@@ -1,68 +1,10 @@
 //! TPMs that are full, crowded, or go away in the middle of it.
 
-use std::io;
-use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Output, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::thread;
 
-use testbed::Swtpm;
-use testbed::port::free_ports;
+use testbed::{FragileTpm, Swtpm};
 
 use crate::office::{AGENT, KEY, Office, refusal};
-
-/// A stretch of network in front of a TPM that breaks after so many of its commands; each takes a
-/// connection of its own.
-struct Fragile {
-    port: u16,
-    left: Arc<AtomicUsize>,
-}
-
-impl Fragile {
-    fn before(tpm: &Swtpm) -> Fragile {
-        let target: u16 = tpm.tcti().rsplit_once('=').unwrap().1.parse().unwrap();
-        let port = free_ports(2).unwrap();
-        let left = Arc::new(AtomicUsize::new(usize::MAX));
-        serve(port, target, Some(Arc::clone(&left)));
-        serve(port + 1, target + 1, None);
-        Fragile { port, left }
-    }
-
-    fn tcti(&self) -> String {
-        format!("swtpm:host=127.0.0.1,port={}", self.port)
-    }
-
-    fn breaks_after(&self, commands: usize) {
-        self.left.store(commands, Ordering::SeqCst);
-    }
-}
-
-fn serve(port: u16, target: u16, left: Option<Arc<AtomicUsize>>) {
-    let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
-    thread::spawn(move || {
-        for client in listener.incoming().map(Result::unwrap) {
-            let fewer = |left: usize| left.checked_sub(1);
-            let whole = left.as_ref().is_none_or(|left| {
-                left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer)
-                    .is_ok()
-            });
-            if whole {
-                let server = TcpStream::connect(("127.0.0.1", target)).unwrap();
-                hand_on(client.try_clone().unwrap(), server.try_clone().unwrap());
-                hand_on(server, client);
-            }
-        }
-    });
-}
-
-fn hand_on(mut from: TcpStream, mut to: TcpStream) {
-    thread::spawn(move || {
-        // An end with an error is an end.
-        let _ = io::copy(&mut from, &mut to);
-        let _ = to.shutdown(Shutdown::Write);
-    });
-}
 
 fn grant<'a>(spki: &'a str, tcti: &'a str) -> Vec<&'a str> {
     let to = ["--destination", "a", "b", "c"];
@@ -74,7 +16,7 @@ fn grant<'a>(spki: &'a str, tcti: &'a str) -> Vec<&'a str> {
 async fn tpm_that_goes_away_in_the_middle_leaves_nothing_half_done() {
     let office = Office::new().await;
     let tpm = Swtpm::start().unwrap();
-    let fragile = Fragile::before(&tpm);
+    let fragile = FragileTpm::before(&tpm).unwrap();
     let tcti = fragile.tcti();
     office.done(&["register-key", KEY, "--tcti", &tcti]);
     office.done(&["grant-scope", KEY, "a", "b", "c"]);
@@ -125,7 +67,7 @@ async fn full_tpm_is_told_with_what_to_do() {
 async fn commands_at_once_on_one_tpm_all_succeed() {
     let office = Office::new().await;
     let tpm = Swtpm::start().unwrap();
-    let tcti = tpm.tcti();
+    let tcti = FragileTpm::before(&tpm).unwrap().tcti();
     let at_once = |commands: &[Vec<&str>]| -> Vec<Output> {
         let started: Vec<_> = commands
             .iter()

@@ -121,7 +121,7 @@ fn at_once(commands: Vec<Command>) -> Vec<Output> {
 #[test]
 fn commands_at_once_on_one_tpm_and_one_state_all_succeed() {
     let agent = Agent::bare();
-    let tcti = agent.tpm.tcti();
+    let tcti = FragileTpm::before(&agent.tpm).unwrap().tcti();
     let init = |state: &str, handle: &str| {
         let mut command = agent.command(&["init", "--identity", "agent-alpha", "--tcti", &tcti]);
         command.args(["--handle", handle]);
