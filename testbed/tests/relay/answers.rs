@@ -15,14 +15,9 @@ use serde_json::json;
 async fn a_tool_that_is_down_is_502() {
     let scene = Scene::start().await;
     let down = format!("http://echo:{}/echo", testbed::free_port().unwrap());
-    scene.files.write(
-        "tools.yaml",
-        &format!("tools:\n{}", tool("echo", &down, "")),
-    );
-    scene.files.allow(&[&down]);
+    scene.leads_echo_to(&down, &down).await;
     scene.grant(down.trim_start_matches("http://").trim_end_matches("/echo"));
     scene.settle().await;
-    scene.reloaded(1).await;
     assert_failed(&scene.post("{}").await, 502, "destination_unreachable");
 }
 

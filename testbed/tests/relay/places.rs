@@ -79,12 +79,7 @@ async fn the_gateways_own_listeners_are_no_tools() {
     let scene = Scene::start().await;
     let admin = scene.gateway.authz.admin_http_addr();
     let url = format!("http://{admin}/healthz");
-    let reads = scene.reads().await;
-    scene
-        .files
-        .write("tools.yaml", &format!("tools:\n{}", tool("echo", &url, "")));
-    scene.files.allow(&[&url]);
-    scene.reloaded(reads + 1).await;
+    scene.leads_echo_to(&url, &url).await;
     scene.grant(&admin.to_string());
     scene.settle().await;
     assert_denied(
@@ -143,12 +138,8 @@ async fn a_tool_behind_tls_must_show_a_certificate_for_its_name() {
         let server = server.unwrap();
         let port = server.addr().port();
         let url = format!("{scheme}://{host}:{port}/echo?a=b%20c");
-        let reads = scene.reads().await;
-        scene
-            .files
-            .write("tools.yaml", &format!("tools:\n{}", tool("echo", &url, "")));
-        scene.files.allow(&[&url.replace("?a=b%20c", "")]);
-        scene.reloaded(reads + 1).await;
+        let listed = url.replace("?a=b%20c", "");
+        scene.leads_echo_to(&url, &listed).await;
         scene.grant(&format!("{host}:{port}"));
         scene.settle().await;
         let answer = scene.post(r#"{"a": 1}"#).await;

@@ -328,6 +328,17 @@ impl Scene {
         reads.map_or(0, |reads| format!("{reads:.0}").parse().unwrap())
     }
 
+    /// Makes this the URL of the only tool, `echo`, and the only one on the egress list.
+    pub(crate) async fn leads_echo_to(&self, url: &str, listed: &str) {
+        // One file after another, or the service may look between the two.
+        let reads = self.reads().await;
+        self.files.allow(&[listed]);
+        self.reloaded(reads + 1).await;
+        let tools = format!("tools:\n{}", tool("echo", url, ""));
+        self.files.write("tools.yaml", &tools);
+        self.reloaded(reads + 2).await;
+    }
+
     /// A policy that lets everybody call everything.
     pub(crate) async fn policy_for_all(&self) {
         let reads = self.reads().await;
