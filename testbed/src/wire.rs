@@ -37,6 +37,11 @@ impl Wire {
         // Not a port of the kernel's choice: whoever connects again and again, while nobody
         // listens, would in time get such a port as its own.
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, crate::free_port()?));
+        Self::at(addr, target).await
+    }
+
+    /// Leads from exactly this address to `target`.
+    pub async fn at(addr: SocketAddr, target: SocketAddr) -> Result<Wire> {
         let carrier = Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use testbed::{Behaviour, Envoy, EnvoyOptions, GatewayPki, free_port};
+use testbed::{Behaviour, Envoy, EnvoyOptions, GatewayPki, Wire, free_port};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::timeout;
 
@@ -59,17 +59,24 @@ async fn the_second_gateway_is_used_while_the_first_is_down() {
 async fn the_first_gateway_is_used_again_for_new_connections_when_it_is_back() {
     let one = [("max_concurrent_streams: 100", "max_concurrent_streams: 1")];
     let (mut machine, second) = two_gateways(&one).await;
-    machine.gateway.envoy.stop().unwrap();
+    let options = EnvoyOptions {
+        replace: &one,
+        ..EnvoyOptions::new(machine.gateway.authz.grpc_addr(), &machine.gateway.pki)
+    };
+    let first = Envoy::start(options).await.unwrap();
+    // Where nobody listens yet: it can be back at once, however long Envoy takes to start.
+    let way = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port().unwrap()));
+    machine.run_with(&[way, second.addr()], &[]);
     let mut open = vec![machine.tunnel(&machine.destination).await];
-    machine.gateway.envoy.start_again().await.unwrap();
+    let _back = Wire::at(way, first.addr()).await.unwrap();
     // Not at once: a gateway that is down may cost time with every connection.
     open.push(machine.tunnel(&machine.destination).await);
     assert_eq!(connections(&second).await, 2);
-    assert_eq!(machine.connections().await, 0);
+    assert_eq!(connections(&first).await, 0);
 
     tokio::time::sleep(AVOIDED).await;
     open.push(machine.tunnel(&machine.destination).await);
-    assert_eq!(machine.connections().await, 1);
+    assert_eq!(connections(&first).await, 1);
     assert_eq!(connections(&second).await, 2);
     for tunnel in &mut open {
         assert!(lives(tunnel).await);
