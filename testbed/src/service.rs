@@ -66,6 +66,18 @@ impl TcpService {
         lock(&self.seen).connections
     }
 
+    /// Waits until it has accepted exactly so many: the kernel lets a client go on before that.
+    pub async fn wait_for_connections(&self, expected: usize) -> Result<()> {
+        let deadline = Instant::now() + crate::process::PATIENCE;
+        while self.connections() != expected {
+            if Instant::now() >= deadline {
+                bail!("{} connections", self.connections());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
     /// Waits until a flood has begun and none of it goes anywhere any more.
     pub async fn wait_until_flood_stands(&self) -> Result<()> {
         let stands = async {

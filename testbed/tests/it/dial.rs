@@ -76,7 +76,7 @@ async fn private_address_is_refused_unless_the_service_allows_it() {
 
     gateway.set(dial_private(service.addr()));
     assert_eq!(gateway.open("docstore:443").await.status, 200);
-    assert_eq!(service.connections(), 1);
+    service.wait_for_connections(1).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -209,7 +209,7 @@ async fn tunnel_ends_when_the_service_said_whatever_the_client_says() {
         .await
         .unwrap();
     let ends =
-        dial_private(service.addr()).with_header("x-envoy-upstream-stream-duration-ms", "300");
+        dial_private(service.addr()).with_header("x-envoy-upstream-stream-duration-ms", "3000");
     let gateway = Gateway::start(ends).await;
     let wish = [("x-envoy-upstream-stream-duration-ms", "3600000")];
     let answer = gateway
@@ -221,7 +221,7 @@ async fn tunnel_ends_when_the_service_said_whatever_the_client_says() {
     assert_eq!(answer.status, 200);
     let mut tunnel = answer.into_tunnel().unwrap();
     let mut heard = Vec::new();
-    let end = tokio::time::timeout(Duration::from_secs(20), tunnel.read_to_end(&mut heard));
+    let end = tokio::time::timeout(testbed::process::PATIENCE, tunnel.read_to_end(&mut heard));
     assert!(end.await.is_ok(), "the tunnel must end");
 }
 
@@ -283,7 +283,7 @@ async fn stalled_upload_does_not_freeze_the_other_tunnels() {
     let (mut reader, mut writer) = tokio::io::split(&mut tunnel);
     let mut back = vec![0; sent.len()];
     let both = async { tokio::try_join!(writer.write_all(&sent), reader.read_exact(&mut back)) };
-    let both = tokio::time::timeout(Duration::from_secs(20), both).await;
+    let both = tokio::time::timeout(testbed::process::PATIENCE, both).await;
     both.expect("the tunnel is frozen").unwrap();
     assert!(back == sent);
 }

@@ -23,7 +23,7 @@ async fn service_that_is_down_means_503() {
         "hint": "the gateway can't read its permissions now; retry later",
     });
     assert_refused(&answer, body, "proxy_internal_error");
-    assert_eq!(service.connections(), 1);
+    service.wait_for_connections(1).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
