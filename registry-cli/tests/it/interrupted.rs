@@ -3,7 +3,7 @@
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use testbed::Swtpm;
 
@@ -168,10 +168,7 @@ async fn interrupted_in_the_middle_a_revocation_is_taken_back_as_a_whole() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let half_way = "SELECT last_value FROM revoked_so_far";
-    while office.database.query(half_way).unwrap() != "500" {
-        thread::sleep(Duration::from_millis(10));
-    }
+    wait_for(&office, "SELECT last_value FROM revoked_so_far", "500");
     let pid = child.id().to_string();
     assert!(
         Command::new("kill")
@@ -192,8 +189,15 @@ async fn interrupted_in_the_middle_a_revocation_is_taken_back_as_a_whole() {
     // Also when the database goes on to the end of the statement that nobody waits for.
     let waits = "SELECT count(*) FROM pg_stat_activity
         WHERE datname = current_database() AND query LIKE 'UPDATE%'";
-    while office.database.query(waits).unwrap() != "0" {
-        thread::sleep(Duration::from_millis(50));
-    }
+    wait_for(&office, waits, "0");
     assert_eq!(office.rows(), before);
+}
+
+/// Waits until a query says this.
+fn wait_for(office: &Office, query: &str, expected: &str) {
+    let deadline = Instant::now() + testbed::process::PATIENCE;
+    while office.database.query(query).unwrap() != expected {
+        assert!(Instant::now() < deadline, "never {expected}: {query}");
+        thread::sleep(Duration::from_millis(10));
+    }
 }

@@ -65,7 +65,9 @@ pub(crate) enum Ending {
 
 impl Gateway {
     pub(crate) async fn start() -> Self {
-        Self::start_at("127.0.0.1:0", 100).await
+        // Not a port of the kernel's choice, which whoever connects may get while this one is stopped.
+        let port = testbed::free_port().unwrap();
+        Self::start_at(&format!("127.0.0.1:{port}"), 100).await
     }
 
     pub(crate) async fn start_at(address: &str, max_streams: u32) -> Self {

@@ -90,6 +90,17 @@ impl Mesh {
         client.await.unwrap().send(request).await.unwrap()
     }
 
+    /// Waits until the service holds so many responses that are on their way.
+    async fn holds(&self, responses: usize) {
+        let held = async {
+            while self.gateway.authz.open_tunnels().await.unwrap() != responses {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(testbed::process::PATIENCE, held).await;
+        waited.unwrap_or_else(|_| panic!("never {responses} responses"));
+    }
+
     /// The headers of a request that was let through.
     #[track_caller]
     fn let_through(&self, answer: &Answer) -> HeaderMap {
@@ -171,14 +182,10 @@ async fn a_response_on_its_way_is_cut_when_its_grounds_are_gone() {
     // It has no end, so this ends only by being cut.
     let answer = tokio::spawn(async move { client.send(request).await });
     mesh.upstream.asked().await;
-    while mesh.gateway.authz.open_tunnels().await.unwrap() == 0 {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    mesh.holds(1).await;
     mesh.gateway.database.execute(REVOKE).unwrap();
     answer.await.unwrap().unwrap_err();
-    while mesh.gateway.authz.open_tunnels().await.unwrap() > 0 {
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
+    mesh.holds(0).await;
 }
 
 #[tokio::test]
