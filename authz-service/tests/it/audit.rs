@@ -89,7 +89,13 @@ async fn whenever_it_is_killed_the_chain_is_whole_and_holds_all_that_was_answere
             .map(|host| connect(scene.agent.pem(), host))
             .map(|request| tokio::spawn(ask(address, request, Arc::clone(&answered))))
             .into();
-        tokio::time::sleep(Duration::from_millis(random.u64(20..120))).await;
+        // However slow the machine is, it answers before it is killed.
+        let (before, deadline) = (answered.lock().unwrap().len(), Instant::now() + PATIENCE);
+        while answered.lock().unwrap().len() < before + 2 {
+            assert!(Instant::now() < deadline, "no answers");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(random.u64(0..100))).await;
         scene.authz.process().kill();
         for asker in askers {
             asker.await.unwrap();

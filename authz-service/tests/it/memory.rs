@@ -76,7 +76,7 @@ async fn what_is_remembered_is_of_one_identity_one_key_and_one_destination() {
 #[tokio::test]
 async fn windows_are_judged_at_each_check_of_what_is_remembered() {
     let scene = Scene::start().await;
-    scene.grant_during(Times::from_now(2, 4)).await;
+    scene.grant_during(Times::from_now(5, 10)).await;
     let not_yet = (403, "permission_not_yet_valid");
     assert_eq!(verdict(&scene.check().await), not_yet);
     let _lock = Session::locking_permissions(&scene.database);
@@ -133,23 +133,23 @@ async fn lookups_beyond_the_bound_are_refused_at_once() {
 async fn a_pool_full_of_lookups_does_not_starve_the_feed() {
     let mut environment = PATIENT.to_vec();
     environment.extend([
-        ("AGENT_GATEWAY__SERVER__CHECK_TIMEOUT_MS", "500"),
+        ("AGENT_GATEWAY__SERVER__CHECK_TIMEOUT_MS", "1500"),
         ("AGENT_GATEWAY__POLICY__MAX_CONNECTIONS", "2"),
-        ("AGENT_GATEWAY__POLICY__MAX_STALENESS_MS", "300"),
+        ("AGENT_GATEWAY__POLICY__MAX_STALENESS_MS", "2000"),
     ]);
     let scene = Scene::start_with(&environment).await;
     scene.grant().await;
     assert_eq!(verdict(&scene.check().await), (200, "allowed"));
     let lock = Session::holding(&scene.database, "BEGIN; LOCK principal_key_permissions;");
     let mut client = scene.client().await;
-    for port in 1..5 {
+    for port in 1..4 {
         let request = connect(scene.agent.pem(), &format!("docstore:{port}"));
         let answer = client.check(request).await.unwrap().into_inner();
         assert_eq!(verdict(&answer), (503, "registry_unavailable"));
     }
     wait_for_blocked(&scene.database, 2).await;
     // Long after the last confirmation, had there been none meanwhile.
-    sleep(Duration::from_millis(600)).await;
+    sleep(Duration::from_secs(3)).await;
     assert_eq!(verdict(&scene.check().await), (200, "allowed"));
 
     scene

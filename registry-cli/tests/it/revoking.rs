@@ -342,7 +342,7 @@ async fn revocation_waits_until_every_service_knows() {
         &one,
         &two,
         "--timeout",
-        "1s",
+        "5s",
     ]);
     let (status, said) = refusal(&output);
     assert_eq!(status, 75);

@@ -28,9 +28,9 @@ fn options(url: &str) -> Options {
     Options {
         url: url.to_owned(),
         max_connections: 3,
-        connect_timeout: Duration::from_secs(5),
-        acquire_timeout: Duration::from_secs(5),
-        query_timeout: Duration::from_secs(5),
+        connect_timeout: Duration::from_secs(20),
+        acquire_timeout: Duration::from_secs(20),
+        query_timeout: Duration::from_secs(20),
         trust_roots: None,
     }
 }

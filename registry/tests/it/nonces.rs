@@ -128,8 +128,8 @@ async fn a_role_that_may_add_none_is_refused_at_start() {
 async fn a_table_that_is_slow_or_gone_gives_no_answer() {
     let (mut server, database, url) = as_member_of("agent_gateway_relay").await;
     let impatient = Options {
-        acquire_timeout: Duration::from_millis(300),
-        query_timeout: Duration::from_millis(300),
+        acquire_timeout: Duration::from_millis(1500),
+        query_timeout: Duration::from_millis(1500),
         ..options(&url)
     };
     let table = NonceTable::open(&impatient).await.unwrap();

@@ -14,7 +14,7 @@ async fn after_a_restart_every_pooled_connection_is_replaced() {
     let url = server.create_database("registry").unwrap();
     registry::migrate(&url).await.unwrap();
     let impatient = Options {
-        acquire_timeout: Duration::from_millis(300),
+        acquire_timeout: Duration::from_millis(1500),
         ..options(&url)
     };
     let reader = Reader::open(&impatient).await.unwrap();
@@ -42,8 +42,8 @@ async fn a_database_that_hangs_is_given_up_on_and_is_used_again_when_it_is_back(
     let url = server.create_database("registry").unwrap();
     registry::migrate(&url).await.unwrap();
     let impatient = Options {
-        acquire_timeout: Duration::from_millis(300),
-        query_timeout: Duration::from_millis(300),
+        acquire_timeout: Duration::from_millis(1500),
+        query_timeout: Duration::from_millis(1500),
         ..options(&url)
     };
     let reader = Reader::open(&impatient).await.unwrap();
@@ -63,7 +63,7 @@ async fn a_database_that_hangs_is_given_up_on_and_is_used_again_when_it_is_back(
 async fn a_locked_table_is_no_answer() {
     let database = migrated().await;
     let impatient = Options {
-        query_timeout: Duration::from_millis(200),
+        query_timeout: Duration::from_millis(1500),
         ..options(&database.url())
     };
     let reader = Reader::open(&impatient).await.unwrap();
@@ -94,7 +94,7 @@ async fn a_locked_table_is_no_answer() {
     }
     assert!(refused);
     database
-        .execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(60)' AND pid <> pg_backend_pid()")
+        .execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%pg_sleep(60)' AND pid <> pg_backend_pid()")
         .unwrap();
     holder.join().unwrap().unwrap();
     assert!(reader.facts(&request(), soon()).await.is_ok());

@@ -33,14 +33,14 @@ async fn a_lookup_at_another_server_than_the_feeds_is_refused() {
     registry::migrate(&other_url).await.unwrap();
     let followed = migrated().await;
     let impatient = |url: &str| Options {
-        acquire_timeout: Duration::from_millis(500),
+        acquire_timeout: Duration::from_millis(1500),
         ..options(url)
     };
     let here = Reader::open(&impatient(&followed.url())).await.unwrap();
     let there = Reader::open(&impatient(&other_url)).await.unwrap();
     assert!(there.facts(&request(), soon()).await.is_ok());
     for (reader, same) in [(&here, true), (&there, false)] {
-        let feed = Feed::new(&followed.url(), Duration::from_secs(5)).unwrap();
+        let feed = Feed::new(&followed.url(), Duration::from_secs(20)).unwrap();
         read(&mut feed.leading(reader)).await.unwrap();
         match reader.facts(&request(), soon()).await {
             Ok(_) => assert!(same),
@@ -60,7 +60,7 @@ async fn connections_from_before_the_feeds_are_not_used_any_more() {
     let reader = Reader::open(&one).await.unwrap();
     reader.facts(&request(), soon()).await.unwrap();
     let before = process(&database);
-    let feed = Feed::new(&database.url(), Duration::from_secs(5)).unwrap();
+    let feed = Feed::new(&database.url(), Duration::from_secs(20)).unwrap();
     let mut feed = feed.leading(&reader);
     read(&mut feed).await.unwrap();
     reader.facts(&request(), soon()).await.unwrap();
@@ -128,14 +128,14 @@ async fn a_lookup_at_another_standby_than_the_feeds_is_refused() {
         primary.standby().await.unwrap(),
     );
     let impatient = |standby: &Postgres| Options {
-        acquire_timeout: Duration::from_millis(500),
+        acquire_timeout: Duration::from_millis(1500),
         ..options(&standby.url("registry"))
     };
     let here = Reader::open(&impatient(&followed)).await.unwrap();
     let there = Reader::open(&impatient(&other)).await.unwrap();
     database.execute("CREATE TABLE anything ()").unwrap();
     for (reader, same) in [(&here, true), (&there, false)] {
-        let feed = Feed::new(&followed.url("registry"), Duration::from_secs(5)).unwrap();
+        let feed = Feed::new(&followed.url("registry"), Duration::from_secs(20)).unwrap();
         let mut feed = feed.leading(reader);
         while let Err(error) = read(&mut feed).await {
             assert!(matches!(error, LookupError::NothingReplayed), "{error}");

@@ -1,13 +1,12 @@
 //! What a signed permission gives, and that nothing else does.
 
-use std::time::Duration;
-
 use testbed::TunnelClient;
 use testbed::rows::{Grant, Times};
 use testbed::tunnel::Tunnel;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
+use super::open_tunnels::PATIENCE;
 use super::{Scene, assert_denied};
 
 #[tokio::test]
@@ -89,7 +88,7 @@ async fn granted_for_a_moment() -> Scene {
         agent.spki_der(),
         &scene.destination,
     )
-    .during(Times::from_now(-60, 6));
+    .during(Times::from_now(-60, 15));
     gateway.principal.grant(&gateway.database, &grant).unwrap();
     scene
 }
@@ -98,7 +97,7 @@ async fn granted_for_a_moment() -> Scene {
 async fn rest_of(mut tunnel: Tunnel) -> Vec<u8> {
     let mut rest = Vec::new();
     // Envoy resets the stream or ends it; either way it is over.
-    let over = timeout(Duration::from_secs(30), tunnel.read_to_end(&mut rest));
+    let over = timeout(PATIENCE, tunnel.read_to_end(&mut rest));
     let _ = over.await.expect("the tunnel must end");
     rest
 }

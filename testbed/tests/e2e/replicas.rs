@@ -32,7 +32,8 @@ impl Pair {
     /// With further settings of each.
     async fn granted_with(own: [&[(&str, &str)]; 2]) -> Self {
         let changed = [
-            ("TUNNEL__DRAIN_TIMEOUT_MS", "1000"),
+            // Time enough to see that open tunnels are still there.
+            ("TUNNEL__DRAIN_TIMEOUT_MS", "5000"),
             // Has allows logged too.
             (
                 "OBSERVABILITY__LOG_LEVEL",
