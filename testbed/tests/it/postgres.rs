@@ -5,6 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use testbed::Postgres;
+use testbed::process::PATIENCE;
 
 #[tokio::test]
 async fn each_database_is_empty_and_apart() {
@@ -49,9 +50,9 @@ async fn paused_cluster_answers_nothing_until_resumed() {
     let mut postgres = Postgres::start().await.unwrap();
     postgres.pause().unwrap();
     // The kernel still takes the connection; Postgres does not answer the SSL request on it.
-    assert_eq!(ssl_answer(&postgres), None);
+    assert_eq!(ssl_answer(&postgres, Duration::from_millis(500)), None);
     postgres.resume().unwrap();
-    assert_eq!(ssl_answer(&postgres), Some(b'N'));
+    assert_eq!(ssl_answer(&postgres, PATIENCE), Some(b'N'));
 }
 
 #[test]
@@ -104,16 +105,14 @@ fn cluster_of_the_demo_wants_its_password() {
     assert!(cluster(&["stop", folder]), "stopping twice is no error");
 }
 
-fn ssl_answer(postgres: &Postgres) -> Option<u8> {
+fn ssl_answer(postgres: &Postgres, patience: Duration) -> Option<u8> {
     use std::io::{Read, Write};
 
     let mut connection = TcpStream::connect(postgres.addr()).unwrap();
     connection
         .write_all(&[0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f])
         .unwrap();
-    connection
-        .set_read_timeout(Some(Duration::from_millis(500)))
-        .unwrap();
+    connection.set_read_timeout(Some(patience)).unwrap();
     let mut answer = [0];
     connection
         .read_exact(&mut answer)
