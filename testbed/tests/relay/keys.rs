@@ -11,7 +11,7 @@ use testbed::tunnel::Answer;
 use testbed::{ClientCertificate, Session};
 use tokio::task::JoinSet;
 
-use crate::scene::{A_WHILE, Scene, Unlike, assert_denied, manifest, patient, signed};
+use crate::scene::{A_WHILE, Scene, Unlike, assert_denied, manifest, signed};
 
 /// The key of the table, which `agents.yaml` doesn't have.
 fn key() -> SecretKey {
@@ -227,10 +227,9 @@ async fn keys_that_can_not_be_read_are_no_decision() {
 /// Were each of them to read for itself, all but one would be refused.
 #[tokio::test]
 async fn many_calls_at_once_read_an_agents_keys_once() {
-    let mut environment = Vec::from(patient());
-    environment.push(("AGENT_GATEWAY__CACHE__MAX_LOOKUPS", "1".to_owned()));
+    let one = ("AGENT_GATEWAY__CACHE__MAX_LOOKUPS", "1".to_owned());
     let scene = Scene::start_unlike(Unlike {
-        environment,
+        environment: vec![one],
         ..Unlike::default()
     });
     let scene = scene.await;

@@ -5,14 +5,13 @@ use testbed::tunnel::Answer;
 use testbed::{Caller, Envoy};
 use tokio::task::JoinSet;
 
-use crate::scene::{Headers, Scene, Unlike, assert_denied, patient};
+use crate::scene::{Headers, Scene, Unlike, assert_denied};
 
 const AT_ONCE: usize = 64;
 const TRIES: usize = 4;
 
 async fn start() -> Scene {
     Scene::start_unlike(Unlike {
-        environment: patient().into(),
         nonces_in_postgres: true,
         ..Unlike::default()
     })
@@ -77,11 +76,7 @@ async fn at_once(scene: &Scene, envoys: &[&Envoy]) -> Vec<Answer> {
 
 #[tokio::test]
 async fn of_many_calls_at_once_with_one_nonce_exactly_one_passes() {
-    let scene = Scene::start_unlike(Unlike {
-        environment: patient().into(),
-        ..Unlike::default()
-    });
-    let scene = scene.await;
+    let scene = Scene::start().await;
     assert_one_passes(&scene, &[&scene.gateway.envoy]).await;
 }
 

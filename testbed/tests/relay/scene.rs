@@ -172,15 +172,6 @@ pub(crate) struct Unlike {
     pub(crate) nonces_in_postgres: bool,
 }
 
-/// For many calls at once, which on a busy machine take longer than its users would wait.
-pub(crate) fn patient() -> [(&'static str, String); 2] {
-    [
-        "AGENT_GATEWAY__POLICY__QUERY_TIMEOUT_MS",
-        "AGENT_GATEWAY__POLICY__POOL_ACQUIRE_TIMEOUT_MS",
-    ]
-    .map(|name| (name, "4000".to_owned()))
-}
-
 impl Scene {
     pub(crate) async fn start() -> Self {
         Self::start_unlike(Unlike::default()).await
