@@ -170,3 +170,28 @@ fn what_cannot_be_read_is_refused() {
     );
     assert!(Path::new(&foreign).exists());
 }
+
+#[test]
+fn who_watches_sees_how_far_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file(&folder, "audit.jsonl", &lines(20_001));
+    let command = format!(
+        "{} audit verify {path}",
+        env!("CARGO_BIN_EXE_agent-gateway-registry")
+    );
+    let output = Command::new("timeout")
+        .args(["60", "script", "-qec", &command, "/dev/null"])
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let screen = String::from_utf8(output.stdout).unwrap();
+    let expected = format!(
+        "\r10000 records verified, 49 %\r20000 records verified, 99 %\r\u{1b}[K\
+         20001 records verified, the last one {}\r\n",
+        head(&path)
+    );
+    assert_eq!((output.status.code(), &*screen), (Some(0), &*expected));
+    // Where nobody does, nothing but the outcome is said.
+    let output = audit(&["verify", &path]);
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
