@@ -22,4 +22,5 @@ mod reloading;
 mod replays;
 mod scene;
 mod secrets;
+mod sidecar;
 mod unproven;
