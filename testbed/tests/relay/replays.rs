@@ -76,13 +76,26 @@ async fn at_once(scene: &Scene, envoys: &[&Envoy]) -> Vec<Answer> {
 
 #[tokio::test]
 async fn of_many_calls_at_once_with_one_nonce_exactly_one_passes() {
-    let scene = Scene::start().await;
+    let mut scene = Scene::start().await;
     assert_one_passes(&scene, &[&scene.gateway.envoy]).await;
+    assert!(says(
+        &mut scene,
+        "nonces of tool calls are remembered in memory"
+    ));
+}
+
+/// Whether the service's log says so.
+fn says(scene: &mut Scene, words: &str) -> bool {
+    scene.gateway.authz.process().log().contains(words)
 }
 
 #[tokio::test]
 async fn another_replica_and_one_that_was_restarted_refuse_a_replay() {
     let mut scene = start().await;
+    assert!(says(
+        &mut scene,
+        "nonces of tool calls are remembered in Postgres"
+    ));
     let (_second, envoy) = scene.replica().await;
     assert_one_passes(&scene, &[&scene.gateway.envoy, &envoy]).await;
     let before = scene.echo.seen().len();
