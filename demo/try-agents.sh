@@ -80,8 +80,14 @@ is "it sees neither the registry nor a PIN" \
 run agents prompt nobody --prompt x
 is "there must be such an agent" "$status" 66
 
+# Processes of an agent, whose folder may be gone.
+processes() { find /proc -maxdepth 2 -name cwd -lname "$AGENT_STATE/$1*" 2>/dev/null | wc -l; }
+
 xargs kill < <(cut -d' ' -f1 "$AGENT_STATE"/gamma/run/*.pid)
-sleep 0.5
+for _ in {1..200}; do
+    [ "$(processes gamma)" != 0 ] || break
+    sleep 0.1
+done
 run agents prompt gamma --agent-command "$fetch" --prompt "Access $docstore/health"
 is "an agent that was stopped is started again, with the same key" "$status" 0
 run agents list
@@ -89,8 +95,6 @@ is "list shows them" "$(awk 'NR > 1 { print $1, $2, $3, $4, $5 }' <<<"$out")" \
     "agent-beta agent-beta running docstore:$service_port messaging:$service_port
 gamma agent-beta running docstore:$service_port "
 
-# Processes of an agent, whose folder may be gone.
-processes() { find /proc -maxdepth 2 -name cwd -lname "$AGENT_STATE/$1*" 2>/dev/null | wc -l; }
 is "an agent has two processes" "$(processes gamma)" 2
 
 # Interrupted at several moments; each must end as if it had not begun.
