@@ -5,7 +5,7 @@ use testbed::caller::{Sent, Version};
 use testbed::gateway::AGENT;
 use testbed::tool::Conduct;
 
-use crate::scene::{Scene, assert_denied, envelope};
+use crate::scene::{Scene, Unlike, assert_denied, envelope};
 
 #[tokio::test]
 async fn a_bare_body_goes_to_echo_over_either_http() {
@@ -205,4 +205,30 @@ async fn tunnels_go_on_beside_calls_on_the_same_connection() {
     assert_eq!(tunnel.status, 403, "{tunnel:?}");
     let reason: Value = tunnel.json().unwrap();
     assert_eq!(reason["reason"], "destination_address_forbidden");
+}
+
+#[tokio::test]
+async fn the_existing_gateways_names_set_the_same() {
+    let scene = Scene::start_unlike(Unlike {
+        environment: vec![("POCA_REQUIRED", "true".to_owned())],
+        existing_names: true,
+        ..Unlike::default()
+    });
+    let scene = scene.await;
+    assert_eq!(scene.post("{}").await.status, 200);
+    // What `tools.yaml` says of a tool beside its URL holds.
+    let todos = |payload| envelope("todos", &payload);
+    let answer = scene
+        .post(&todos(json!({"op": "create", "title": "x"})))
+        .await;
+    assert_eq!(answer.status, 200, "{answer:?}");
+    let unmet = scene.post(&todos(json!({"op": "create"}))).await;
+    assert_denied(&unmet, 422, "schema_request_invalid");
+    let mut caller = scene.caller(Version::Http2).await;
+    let unproven = caller.call(&[], Sent::whole("{}")).await.unwrap();
+    assert_denied(&unproven, 403, "poca_missing_headers");
+    scene.files.allow(&[]);
+    scene.reloaded(1).await;
+    assert_denied(&scene.post("{}").await, 403, "egress_denied");
+    assert_eq!((scene.echo.seen().len(), scene.todos.seen().len()), (1, 1));
 }

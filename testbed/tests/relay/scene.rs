@@ -170,7 +170,15 @@ pub(crate) struct Unlike {
     pub(crate) hosts: String,
     /// Used nonces are remembered in the registry's database, not in the service's memory.
     pub(crate) nonces_in_postgres: bool,
+    /// What can be set by the existing gateway's names is set by them alone, the tools' URLs too.
+    pub(crate) existing_names: bool,
 }
+
+/// The existing gateway's names for what the scene sets by ours.
+const EXISTING_NAMES: [(&str, &str); 2] = [
+    ("AGENT_GATEWAY__RELAY__AGENTS_FILE", "POCA_AGENTS_PATH"),
+    ("AGENT_GATEWAY__RELAY__EGRESS_FILE", "EGRESS_CONFIG_PATH"),
+];
 
 impl Scene {
     pub(crate) async fn start() -> Self {
@@ -188,11 +196,16 @@ impl Scene {
             format!("http://echo:{}/echo", echo.addr().port()),
             format!("http://todos:{}/call", todos.addr().port()),
         ];
+        let in_file = if unlike.existing_names {
+            ["http://elsewhere/", "http://elsewhere/"]
+        } else {
+            [urls[0].as_str(), &urls[1]]
+        };
         let mut tools = "tools:\n".to_owned();
-        tools += &tool("echo", &urls[0], "");
+        tools += &tool("echo", in_file[0], "");
         tools += &tool(
             "todos",
-            &urls[1],
+            in_file[1],
             ", contract: todos.v1, time_limit_ms: 2000",
         );
         for (line, _) in &unlike.tools {
@@ -205,6 +218,16 @@ impl Scene {
         let mut environment = files.environment();
         if unlike.without_rego {
             environment.retain(|(key, _)| !key.ends_with("POLICY_DIR"));
+        }
+        if unlike.existing_names {
+            for (name, _) in &mut environment {
+                let existing = EXISTING_NAMES.iter().find(|(ours, _)| ours == name);
+                if let Some((_, existing)) = existing {
+                    (*existing).clone_into(name);
+                }
+            }
+            let names = ["BACKEND_URL", "TODOS_URL"].map(str::to_owned);
+            environment.extend(names.into_iter().zip(urls.clone()));
         }
         let more = unlike.environment.into_iter();
         environment.extend(more.map(|(key, value)| (key.to_owned(), value)));
