@@ -27,6 +27,9 @@ pub const PATIENCE: Duration = Duration::from_secs(40);
 
 const POLL: Duration = Duration::from_millis(5);
 
+/// How much of a process's log a failed test shows.
+const LAST_LINES: usize = 20;
+
 /// A running (or ended) child; killed when dropped.
 #[derive(Debug)]
 pub struct Process {
@@ -184,8 +187,18 @@ impl Process {
 }
 
 impl Drop for Process {
+    /// Where a test fails, the end of what this wrote says why.
     fn drop(&mut self) {
         self.kill();
+        if thread::panicking() {
+            let log = self.log();
+            let lines = log.lines().rev().take(LAST_LINES);
+            let mut lines: Vec<_> = lines
+                .map(|line| &line[..line.floor_char_boundary(1000)])
+                .collect();
+            lines.reverse();
+            eprintln!("the end of the log of {}:\n{}", self.name, lines.join("\n"));
+        }
     }
 }
 
