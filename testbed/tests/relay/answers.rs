@@ -138,6 +138,10 @@ async fn a_tool_that_speaks_no_http_is_502_and_ends_nobodys_connection() {
         "HTTP/1.1 200 OK\r\ncontent-length: 5\r\ncontent-length: 6\r\n\r\nhello!",
         "HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
         "HTTP/1.1 200 OK\r\na b: c\r\ncontent-length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\na: b\u{1}\r\ncontent-length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\na: b\0\r\ncontent-length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\n:status: 200\r\ncontent-length: 0\r\n\r\n",
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n:status: 101\r\n\r\n",
         "HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\nhello",
         // No statuses of an answer: HTTP/2 clients close the connection at some of them.
         "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nhello",
