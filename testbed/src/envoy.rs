@@ -16,9 +16,10 @@ use tokio::time::timeout;
 use crate::pki::GatewayPki;
 use crate::process::{self, PATIENCE, Process};
 
-/// How long Envoy waits for a decision about a tunnel: in tests ten seconds, which a slow and busy
-/// machine may need.
-const ASKING: &str = "                timeout: 2s\n                retry_policy: *next_replica\n";
+/// How long Envoy waits for a decision about a tunnel, and about a call: in tests longer, which a
+/// slow and busy machine may need.
+const TUNNEL: &str = "                timeout: 2s\n                retry_policy: *next_replica\n";
+const CALL: &str = "                        timeout: 5s\n";
 
 /// What a test says about the Envoy it wants.
 #[derive(Debug)]
@@ -176,7 +177,7 @@ impl Files {
                 text(&options.pki.key_file())?,
             ),
         ];
-        // Those of a mesh have neither tools, nor a log of their own, nor this limit.
+        // Those of a mesh have neither tools, nor a log of their own, nor these limits.
         let further = [
             (
                 "certs/tools-ca.pem".to_owned(),
@@ -186,7 +187,8 @@ impl Files {
                 "logs/access.jsonl".to_owned(),
                 text(&files.access_log_file())?,
             ),
-            (ASKING.to_owned(), ASKING.replace("2s", "10s")),
+            (TUNNEL.to_owned(), TUNNEL.replace("2s", "10s")),
+            (CALL.to_owned(), CALL.replace("5s", "15s")),
         ];
         let ours_alone = options.file == "envoy.yaml";
         let further = further.into_iter().filter(|_| ours_alone);
