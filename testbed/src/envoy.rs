@@ -16,9 +16,10 @@ use tokio::time::timeout;
 use crate::pki::GatewayPki;
 use crate::process::{self, PATIENCE, Process};
 
-/// How long Envoy waits for a decision about a tunnel, and about a call: in tests longer, which a
-/// slow and busy machine may need.
+/// How long Envoy waits for a decision about a tunnel, for the service to hold it, and for a
+/// decision about a call: in tests longer, which a slow and busy machine may need.
 const TUNNEL: &str = "                timeout: 2s\n                retry_policy: *next_replica\n";
+const HELD: &str = "              message_timeout: 1s\n";
 const CALL: &str = "                        timeout: 5s\n";
 
 /// What a test says about the Envoy it wants.
@@ -188,6 +189,7 @@ impl Files {
                 text(&files.access_log_file())?,
             ),
             (TUNNEL.to_owned(), TUNNEL.replace("2s", "10s")),
+            (HELD.to_owned(), HELD.replace("1s", "10s")),
             (CALL.to_owned(), CALL.replace("5s", "15s")),
         ];
         let ours_alone = options.file == "envoy.yaml";
