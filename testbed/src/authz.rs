@@ -34,7 +34,8 @@ const DEFAULTS: [(&str, &str); 6] = [
 /// A service or registry that says nothing for so long is away.
 const AWAY: Duration = Duration::from_secs(10);
 
-/// What a test says about the service it wants; the rest is the product's default.
+/// What a test says about the service it wants; the rest is the product's default, but for the time
+/// limits of a slow machine.
 #[derive(Debug, Clone, Default)]
 pub struct AuthzOptions {
     /// Postgres URL of a migrated database.
