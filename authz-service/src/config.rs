@@ -182,6 +182,9 @@ pub struct Tunnel {
     pub max_tunnels: usize,
     /// Most tunnels open at a time with one agent key; further ones are refused (429).
     pub max_tunnels_per_key: usize,
+    /// How long opening a tunnel may wait for the registry to confirm that it may be open, in
+    /// milliseconds; less than the `message_timeout` of Envoy's `ext_proc`.
+    pub open_timeout_ms: u64,
     /// How long tunnels live on while the registry confirms nothing, in milliseconds; then they
     /// are cut.
     pub max_unconfirmed_ms: u64,
@@ -383,6 +386,11 @@ impl Config {
                 1_000_000,
             ),
             (
+                "tunnel.open_timeout_ms",
+                self.tunnel.open_timeout_ms,
+                MINUTE,
+            ),
+            (
                 "tunnel.max_unconfirmed_ms",
                 self.tunnel.max_unconfirmed_ms,
                 10 * MINUTE,
@@ -567,6 +575,7 @@ impl Config {
         Limits {
             total: self.tunnel.max_tunnels,
             per_key: self.tunnel.max_tunnels_per_key,
+            open_timeout: Duration::from_millis(self.tunnel.open_timeout_ms),
             max_unconfirmed: Duration::from_millis(self.tunnel.max_unconfirmed_ms),
         }
     }

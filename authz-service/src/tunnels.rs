@@ -34,8 +34,8 @@ use crate::metrics::Metrics;
 pub use table::{Filter, Limits, Page, Selector, Tunnel};
 use table::{Place, Table};
 
-/// Envoy gives up on the first answer after its `message_timeout` (1 s).
-const FIRST_ANSWER: Duration = Duration::from_millis(900);
+/// How long Envoy's end of the stream of a tunnel that was cut is waited for.
+const END: Duration = Duration::from_millis(900);
 /// Longest a later decision may take; the tunnel is open meanwhile.
 const DECISION: Duration = Duration::from_millis(1500);
 /// Longest sleep at a time: a sleep doesn't see the machine suspended, nor its clock set.
@@ -130,8 +130,8 @@ impl Tunnels {
         mut inbound: Streaming<ProcessingRequest>,
         outbound: mpsc::Sender<Result<ProcessingResponse, Status>>,
     ) {
-        let deadline = Instant::now() + FIRST_ANSWER;
-        let Ok(Ok(Some(first))) = timeout(FIRST_ANSWER, inbound.message()).await else {
+        let deadline = Instant::now() + self.limits.open_timeout;
+        let Ok(Ok(Some(first))) = timeout_at(deadline, inbound.message()).await else {
             return;
         };
         let Some(opened) = message::read(&first, now()) else {
@@ -157,6 +157,9 @@ impl Tunnels {
         deadline: Instant,
     ) {
         let began = std::time::Instant::now();
+        // Whoever waits for the records waits for this tunnel's from now on: Envoy's word on its end
+        // may be there before this task has noticed that it ended.
+        let _recording = self.recording.token();
         let awaited = self.audit.await_end(opened.id.as_str());
         let ended = self.watch(opened, inbound, outbound, deadline, began).await;
         if let Some(awaited) = awaited {
@@ -207,7 +210,7 @@ impl Tunnels {
             "tunnel cut"
         );
         // Envoy ends the stream when it has cut the tunnel; not for ever.
-        let _ = timeout(FIRST_ANSWER, async {
+        let _ = timeout(END, async {
             let _ = outbound.send(Ok(message::cut(cut, &opened.id))).await;
             while matches!(inbound.message().await, Ok(Some(_))) {}
         })

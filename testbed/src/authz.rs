@@ -22,11 +22,12 @@ const DATABASE_URL: &str = "AUTHZ_TEST_DATABASE_URL";
 /// What differs from the product's defaults for all tests that say nothing else: tests wait for the
 /// service to know what they changed, so not for long; and its time limits are those of a slow and
 /// busy machine, below Envoy's in [`crate::envoy`].
-const DEFAULTS: [(&str, &str); 6] = [
+const DEFAULTS: [(&str, &str); 7] = [
     ("AGENT_GATEWAY__POLICY__POLL_INTERVAL_MS", "20"),
     ("AGENT_GATEWAY__POLICY__QUERY_TIMEOUT_MS", "5000"),
     ("AGENT_GATEWAY__POLICY__POOL_ACQUIRE_TIMEOUT_MS", "5000"),
     ("AGENT_GATEWAY__SERVER__CHECK_TIMEOUT_MS", "8000"),
+    ("AGENT_GATEWAY__TUNNEL__OPEN_TIMEOUT_MS", "8000"),
     ("AGENT_GATEWAY__RELAY__CHECK_TIMEOUT_MS", "12000"),
     ("AGENT_GATEWAY__RELAY__POLICY_TIMEOUT_MS", "2000"),
 ];

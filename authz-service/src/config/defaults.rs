@@ -73,6 +73,7 @@ impl Default for Tunnel {
             private: Vec::new(),
             max_tunnels: 10_000,
             max_tunnels_per_key: 1024,
+            open_timeout_ms: 900,
             max_unconfirmed_ms: 30_000,
             drain_timeout_ms: 5000,
         }

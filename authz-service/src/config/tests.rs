@@ -102,6 +102,7 @@ fn defaults_are_those_of_the_documentation() {
     assert_eq!(config.tunnel.gateway_listeners, listeners);
     assert_eq!(config.tunnel.max_tunnels, 10_000);
     assert_eq!(config.tunnel.max_tunnels_per_key, 1024);
+    assert_eq!(config.tunnel.open_timeout_ms, 900);
     assert_eq!(config.tunnel.max_unconfirmed_ms, 30_000);
     assert_eq!(config.tunnel.drain_timeout_ms, 5000);
     assert_eq!(config.server.socket, None);

@@ -17,6 +17,8 @@ pub struct Limits {
     pub total: usize,
     /// Most tunnels of one agent key.
     pub per_key: usize,
+    /// How long opening one may take: Envoy gives up after its `message_timeout`.
+    pub open_timeout: Duration,
     /// How long tunnels live on while the registry confirms nothing.
     pub max_unconfirmed: Duration,
 }
@@ -236,6 +238,7 @@ mod tests {
         Arc::new(Table::new(&Limits {
             total,
             per_key,
+            open_timeout: Duration::ZERO,
             max_unconfirmed: Duration::ZERO,
         }))
     }
