@@ -8,6 +8,7 @@
 pub mod agents;
 mod answer;
 pub mod contracts;
+mod denial;
 pub mod egress;
 pub mod envelope;
 mod files;
@@ -16,12 +17,12 @@ mod memory;
 pub mod nonces;
 pub mod policy;
 pub mod reason;
+mod record;
 pub mod reload;
 pub mod rules;
 pub mod tools;
 
 use std::collections::HashMap;
-use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::available_parallelism;
@@ -37,14 +38,12 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout_at};
 
-use crate::audit::{Audit, Unwritable};
+use crate::audit::Audit;
 use crate::check::{Certificates, now};
-use crate::decision_point::{self, DecisionPoint, Grounds};
+use crate::decision_point::{DecisionPoint, Grounds};
 use crate::metrics::Metrics;
 use crate::resolver::Target as Dialled;
 
-use ::audit::{Event, Outcome, Record, Target};
-use contracts::Violation;
 use envelope::{Call, EnvelopeError, Form};
 use keys::{AgentKeys, Entry};
 use nonces::{Nonces, Refusal};
@@ -54,8 +53,11 @@ use reload::CurrentRules;
 use rules::Rules;
 use tools::{Tool, ToolName};
 
+pub use denial::Denial;
 pub(crate) use memory::{Bodies, Budget};
 pub use reason::Reason;
+pub(crate) use record::Question;
+use record::{log, recorded};
 
 /// Largest body that is carried, in bytes; Envoy's `max_request_bytes` is the same.
 pub const MAX_BODY: usize = 2 * 1024 * 1024;
@@ -138,51 +140,6 @@ struct Proven {
     rows: Option<Arc<Entry>>,
 }
 
-/// No leave.
-#[derive(Debug)]
-pub struct Denial {
-    /// What the agent is told.
-    pub reason: Reason,
-    /// Where the payload doesn't meet its contract.
-    pub violation: Option<Violation>,
-    /// What stood in the way, for the operator alone.
-    pub cause: Option<String>,
-}
-
-impl From<Reason> for Denial {
-    fn from(reason: Reason) -> Self {
-        Self {
-            reason,
-            violation: None,
-            cause: None,
-        }
-    }
-}
-
-impl From<permission::Reason> for Denial {
-    fn from(reason: permission::Reason) -> Self {
-        Reason::from(reason).into()
-    }
-}
-
-impl From<decision_point::Denial> for Denial {
-    fn from(denial: decision_point::Denial) -> Self {
-        Self {
-            cause: denial.cause,
-            ..denial.reason.into()
-        }
-    }
-}
-
-impl Denial {
-    fn because(reason: Reason, cause: &(impl fmt::Display + ?Sized)) -> Self {
-        Self {
-            cause: Some(cause.to_string()),
-            ..reason.into()
-        }
-    }
-}
-
 /// Whether Envoy asks about a tool call: its route says so.
 pub(crate) fn is_call(attributes: &AttributeContext) -> bool {
     (attributes.context_extensions.get(LANE)).is_some_and(|lane| lane == "relay")
@@ -196,45 +153,6 @@ pub(crate) async fn switched_off(audit: &Audit, question: &Question<'_>) -> Chec
     let decided = recorded(audit, Err(denied), &asked, question, deadline).await;
     log(&decided, &asked, question);
     answer::of(&decided, &asked, question.decision)
-}
-
-/// Has the decision recorded; what can't be is no decision.
-async fn recorded(
-    audit: &Audit,
-    decided: Result<Forward, Denial>,
-    asked: &Asked,
-    question: &Question<'_>,
-    deadline: Instant,
-) -> Result<Forward, Denial> {
-    if !audit.is_on() {
-        return decided;
-    }
-    let forward = decided.as_ref().ok();
-    let grounds = forward.map(|forward| &forward.grounds);
-    let (event, reason) = match &decided {
-        Ok(_) => (Event::Decision(Outcome::Allow, 200), vec!["allowed"]),
-        Err(Denial { reason, .. }) => {
-            let status = u16::try_from(reason.telling().status).unwrap_or(0);
-            (Event::Decision(Outcome::Deny, status), reason.codes())
-        }
-    };
-    let record = Record {
-        target: Target::Tool(asked.tool.as_ref().map(ToolName::as_str)),
-        decision_id: Some(question.decision),
-        request_id: Some(question.request).filter(|id| !id.is_empty()),
-        trace_id: Some(question.trace),
-        identity: asked.identity.as_ref(),
-        spki: asked.spki.as_ref(),
-        permission_id: grounds.map(|grounds| grounds.permission_id.as_str()),
-        signing_key_id: grounds.map(|grounds| grounds.signing_key_id.as_str()),
-        dialled: forward.map(|forward| forward.target.address),
-        reason: &reason,
-        ..Record::new(now(), event)
-    };
-    match timeout_at(deadline, audit.record(&record)).await {
-        Ok(Ok(())) => decided,
-        Ok(Err(Unwritable)) | Err(_) => Err(permission::Reason::AuditUnavailable.into()),
-    }
 }
 
 impl Relay {
@@ -554,17 +472,6 @@ impl Relay {
     }
 }
 
-/// What joins a decision with other records.
-#[derive(Debug)]
-pub(crate) struct Question<'a> {
-    /// The decision's id.
-    pub(crate) decision: &'a str,
-    /// Envoy's id of the request.
-    pub(crate) request: &'a str,
-    /// The id of the trace that it is in.
-    pub(crate) trace: &'a str,
-}
-
 fn hold_against(ids: &[String], payload: &[u8], rules: &Rules) -> Result<(), Denial> {
     let payload =
         serde_json::from_slice(payload).map_err(|_| Denial::from(Reason::JsonParseError))?;
@@ -594,46 +501,4 @@ fn is_json(content_type: &str) -> bool {
         let essence = essence.to_ascii_lowercase();
         essence == "application/json" || essence.ends_with("+json")
     })
-}
-
-/// The one line about a decision.
-fn log(decided: &Result<Forward, Denial>, asked: &Asked, question: &Question<'_>) {
-    use crate::check::readable;
-    use tracing::field;
-    let identity = (asked.identity.as_ref()).map(|identity| readable(identity.as_str()));
-    let destination = asked.destination.as_ref().map(field::display);
-    let tool = asked.tool.as_ref().map(ToolName::as_str);
-    let (decision, request) = (question.decision, question.request);
-    match decided {
-        Ok(forward) => tracing::debug!(
-            decision.id = decision,
-            request.id = request,
-            identity,
-            tool,
-            destination,
-            permission.id = readable(forward.grounds.permission_id.as_str()),
-            dial = %forward.target.address,
-            "call allowed"
-        ),
-        Err(denial) if denial.reason.telling().status == 503 => tracing::error!(
-            decision.id = decision,
-            request.id = request,
-            identity,
-            tool,
-            destination,
-            reason = %denial.reason,
-            cause = denial.cause,
-            "call denied"
-        ),
-        Err(denial) => tracing::info!(
-            decision.id = decision,
-            request.id = request,
-            identity,
-            tool,
-            destination,
-            reason = %denial.reason,
-            cause = denial.cause,
-            "call denied"
-        ),
-    }
 }

@@ -1,133 +1,47 @@
 //! Starts the listeners, and ends them when told to.
 
+mod error;
+mod listening;
+
 use std::io;
-use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use envoy_types::pb::envoy::service::accesslog::v3::access_log_service_server::AccessLogServiceServer;
 use envoy_types::pb::envoy::service::auth::v3::authorization_server::AuthorizationServer;
-use envoy_types::pb::envoy::service::ext_proc::v3::external_processor_server::ExternalProcessorServer;
-use futures::stream::{BoxStream, pending, select};
-use futures::{Stream, StreamExt as _, TryStreamExt as _};
-use listeners::{Inherited, InheritedError, notify};
-use proto::admin::v1::debug_server::DebugServer;
-use proto::admin::v1::operations_server::OperationsServer;
-use registry::{Feed, NonceTable, OpenError, Reader};
-use tokio::net::TcpListener;
+use futures::TryStreamExt as _;
+use listeners::{Inherited, notify};
+use registry::{Feed, NonceTable, Reader};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::Server;
-use tonic::transport::server::Router;
-use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::server::HealthReporter;
 use tracing::field;
 
 use crate::addresses::{AddressPolicy, is_this_machine};
 use crate::admin::{Explainer, Operations, Probes};
-use crate::audit::{AccessLog, Audit, AuditFileError, AuditWriter};
+use crate::audit::{AccessLog, Audit, AuditWriter};
 use crate::cache::Cache;
 use crate::check::Checks;
-use crate::config::{Config, ConfigError};
-use crate::connections::{
-    self, Connection, Reloader, Socket, SocketError, SocketMode, Tls, TlsError, Wakers,
-};
+use crate::config::Config;
+use crate::connections::{self, Reloader, SocketMode, Tls, TlsError, Wakers};
 use crate::decision_point::DecisionPoint;
 use crate::follow::{follow, listen};
 use crate::freshness::Freshness;
 use crate::metrics::Metrics;
+use crate::relay::Relay;
 use crate::relay::nonces::{Memory, Nonces, Table};
 use crate::relay::policy::opa::{Opa, OpaUrlError};
 use crate::relay::reload::CurrentRules;
-use crate::relay::rules::RulesError;
-use crate::relay::{self, Bodies, Budget, Relay};
-use crate::resolver::{Resolver, ResolverConfigError};
-use crate::telemetry::TelemetryError;
-use crate::timed::Timed;
+use crate::resolver::Resolver;
 use crate::tunnels::Tunnels;
 
-/// Largest message taken, in bytes; a Check of a CONNECT is a certificate and a few headers.
-const MAX_MESSAGE: usize = 256 * 1024;
-/// Most connections at a time on each listener; Envoy opens one for each of its threads.
-const MAX_ENVOY_CONNECTIONS: usize = 256;
-const MAX_ADMIN_CONNECTIONS: usize = 32;
-const MAX_HTTP_CONNECTIONS: usize = 32;
-/// Most calls in progress on one connection for people.
-const MAX_ADMIN_CALLS: usize = 32;
-/// What a call may take beyond the Check itself: a message that never comes holds no place.
-const MESSAGE_TIMEOUT: Duration = Duration::from_millis(500);
-/// Most streams of the access log on one connection, beyond the Checks: Envoy opens one or two.
-const MAX_LOG_STREAMS: usize = 4;
-/// Streams that Envoy may reset before they are looked at.
-const MAX_PENDING_RESETS: usize = 10_000;
-/// HTTP/2 keep-alive: an Envoy that is gone is noticed, and its Checks are dropped.
-const KEEPALIVE: Duration = Duration::from_secs(10);
-
-/// Why the service doesn't start, or ends.
-#[derive(Debug, thiserror::Error)]
-pub enum ServeError {
-    /// The configuration.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// Name resolution.
-    #[error("dns: {0}")]
-    Dns(#[from] ResolverConfigError),
-    /// Logging or tracing.
-    #[error(transparent)]
-    Telemetry(TelemetryError),
-    /// The rules for tool calls.
-    #[error(transparent)]
-    Rules(#[from] RulesError),
-    /// The OPA server.
-    #[error("policy.opa_url: {0}")]
-    Opa(#[from] OpaUrlError),
-    /// The registry.
-    #[error(transparent)]
-    Registry(#[from] OpenError),
-    /// Where nonces of tool calls are remembered.
-    #[error("relay.nonce_database_url: {0}")]
-    Nonces(#[source] OpenError),
-    /// A port is taken, or not ours to take.
-    #[error("{key} {address} can't be listened on: {source}")]
-    Bind {
-        /// Which key.
-        key: &'static str,
-        /// What it says.
-        address: SocketAddr,
-        /// What happened.
-        source: std::io::Error,
-    },
-    /// A Unix socket.
-    #[error("{key}: {source}")]
-    Socket {
-        /// Which key.
-        key: &'static str,
-        /// What is wrong with it.
-        source: SocketError,
-    },
-    /// What the service manager passed.
-    #[error(transparent)]
-    Inherited(#[from] InheritedError),
-    /// mTLS towards Envoy.
-    #[error(transparent)]
-    Tls(#[from] TlsError),
-    /// The file of audit records.
-    #[error("audit.path: {0}")]
-    Audit(#[from] AuditFileError),
-    /// Reflection's descriptors are broken; a build without them would not have started either.
-    #[error("reflection can't be built: {0}")]
-    Reflection(#[from] tonic_reflection::server::Error),
-    /// A listener ended by itself.
-    #[error("a listener failed: {0}")]
-    Listener(#[from] tonic::transport::Error),
-    /// The operating system refuses signal handlers or the HTTP listener.
-    #[error("{0}")]
-    Io(#[from] std::io::Error),
-}
+pub use error::ServeError;
+use listening::{
+    MAX_HTTP_CONNECTIONS, admin_calls, admin_connections, envoy_calls, envoy_connections, open,
+    open_socket,
+};
 
 /// What is made from the configuration alone, without touching anything outside.
 pub fn prepare(config: &Config) -> Result<(Resolver, AddressPolicy), ServeError> {
@@ -444,149 +358,4 @@ fn open_audit(
     };
     let (audit, writer) = Audit::open(&options, metrics.clone(), wakers.clone())?;
     Ok((audit, Some(writer)))
-}
-
-/// The socket that was handed over for `address`, or else a new one.
-async fn open(
-    key: &'static str,
-    address: SocketAddr,
-    inherited: &mut Inherited,
-) -> Result<TcpListener, ServeError> {
-    let listener = match inherited.tcp(address) {
-        Some(listener) => TcpListener::from_std(listener),
-        None => TcpListener::bind(address).await,
-    };
-    listener.map_err(|source| ServeError::Bind {
-        key,
-        address,
-        source,
-    })
-}
-
-async fn open_socket(
-    key: &'static str,
-    path: &Path,
-    mode: SocketMode,
-    inherited: &mut Inherited,
-) -> Result<Socket, ServeError> {
-    Socket::open(path, mode, inherited)
-        .await
-        .map_err(|source| ServeError::Socket { key, source })
-}
-
-/// Envoy's: over the socket if there is one, else over TCP, with mTLS if that is set up.
-async fn envoy_connections(
-    config: &Config,
-    tls: Option<(Tls, Reloader)>,
-    inherited: &mut Inherited,
-) -> Result<BoxStream<'static, io::Result<Connection>>, ServeError> {
-    let server = &config.server;
-    if let Some(path) = &server.socket {
-        let socket = open_socket("server.socket", path, server.socket_mode, inherited).await?;
-        let listener = connections::Listener::Unix(socket);
-        return Ok(connections::accept(listener, MAX_ENVOY_CONNECTIONS).boxed());
-    }
-    let listener = open("server.grpc_addr", server.grpc_addr, inherited).await?;
-    let listener = connections::Listener::Tcp(listener);
-    let Some((tls, reloader)) = tls else {
-        return Ok(connections::accept(listener, MAX_ENVOY_CONNECTIONS).boxed());
-    };
-    tokio::spawn(reloader.run(signal(SignalKind::hangup())?));
-    Ok(connections::accept_tls(listener, tls, MAX_ENVOY_CONNECTIONS).boxed())
-}
-
-/// Those of people. Each listener has its own share: whoever takes all of the one leaves the
-/// operator's alone.
-fn admin_connections(
-    tcp: TcpListener,
-    socket: Option<Socket>,
-) -> impl Stream<Item = io::Result<Connection>> {
-    let tcp = connections::accept(connections::Listener::Tcp(tcp), MAX_ADMIN_CONNECTIONS);
-    let socket = socket.map_or_else(
-        || pending().boxed(),
-        |socket| {
-            connections::accept(connections::Listener::Unix(socket), MAX_ADMIN_CONNECTIONS).boxed()
-        },
-    );
-    select(socket, tcp.boxed())
-}
-
-/// What Envoy may call: decisions, open tunnels, its access log and health, nothing else.
-fn envoy_calls(
-    config: &Config,
-    checks: Checks,
-    tunnels: Tunnels,
-    access_log: AccessLog,
-    health: HealthServer<impl Health>,
-) -> Router {
-    let most = config.server.max_concurrent_checks;
-    let (mut longest, mut largest) = (config.server.check_timeout_ms, MAX_MESSAGE);
-    if config.relay_sources().is_some() {
-        longest = longest.max(config.relay.check_timeout_ms);
-        largest += relay::MAX_BODY;
-    }
-    let bodies = Budget::new(config.relay.max_bodies_bytes);
-    let check_timeout = Duration::from_millis(longest);
-    // Each open tunnel is a stream for as long as it lives.
-    let most_streams = u32::try_from(2 * most + config.tunnel.max_tunnels).unwrap_or(u32::MAX);
-    let tunnels = ExternalProcessorServer::new(tunnels).max_decoding_message_size(MAX_MESSAGE);
-    let access_log = AccessLogServiceServer::new(access_log).max_decoding_message_size(MAX_MESSAGE);
-    let longest = check_timeout + MESSAGE_TIMEOUT;
-    bounded(most + MAX_LOG_STREAMS)
-        .max_concurrent_streams(most_streams)
-        .add_service(Timed::new(
-            Bodies::counted(authorization(checks, largest), bodies),
-            longest,
-        ))
-        .add_service(Timed::new(tunnels, longest))
-        .add_service(access_log)
-        .add_service(Timed::new(health, longest))
-}
-
-/// What people may call: the same decisions, explained, what is held in memory, and gRPC reflection.
-fn admin_calls(
-    check_timeout: Duration,
-    checks: Checks,
-    explainer: Explainer,
-    operations: Operations,
-    health: HealthServer<impl Health>,
-) -> Result<Router, ServeError> {
-    // grpcurl up to 1.8 speaks only v1alpha, newer tools v1.
-    let reflection = || {
-        tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(proto::DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(proto::ENVOY_DESCRIPTOR_SET)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .with_service_name("agent_gateway.admin.v1.Debug")
-            .with_service_name("agent_gateway.admin.v1.Operations")
-            .with_service_name("envoy.service.auth.v3.Authorization")
-            .with_service_name("grpc.health.v1.Health")
-    };
-    Ok(bounded(MAX_ADMIN_CALLS)
-        .timeout(check_timeout + MESSAGE_TIMEOUT)
-        .add_service(authorization(checks, MAX_MESSAGE))
-        .add_service(DebugServer::new(explainer).max_decoding_message_size(MAX_MESSAGE))
-        .add_service(OperationsServer::new(operations).max_decoding_message_size(MAX_MESSAGE))
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
-        .add_service(health))
-}
-
-/// A server with at most so many calls in progress on a connection. Further ones are refused at
-/// once, but each takes a stream until it has its answer, so there may be twice as many of those.
-fn bounded(most_calls: usize) -> Server {
-    let most_streams = u32::try_from(2 * most_calls).unwrap_or(u32::MAX);
-    Server::builder()
-        // Else a client that resets its streams at once would have Envoy's connection closed, and
-        // with it everybody's tunnels.
-        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-        .max_concurrent_streams(most_streams)
-        .concurrency_limit_per_connection(most_calls)
-        .load_shed(true)
-}
-
-fn authorization(checks: Checks, largest: usize) -> AuthorizationServer<Checks> {
-    AuthorizationServer::new(checks).max_decoding_message_size(largest)
 }
