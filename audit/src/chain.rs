@@ -6,7 +6,7 @@ use std::str::FromStr;
 use ring::digest::{Context, SHA256};
 
 use crate::canonical;
-use crate::record::Record;
+use crate::record::{Gaps, Record};
 
 /// SHA-256 of a record; `Display` is lower-case hex.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -26,12 +26,19 @@ pub struct Head {
 #[error("not a record's number and hash, as 1234:64 hexadecimal digits")]
 pub struct ParseHeadError;
 
+/// A record that has no place in a chain yet: all of it but its number, the hash of the one before
+/// it, and its own.
+#[derive(Debug)]
+pub struct Draft {
+    /// Canonical, once the gaps are filled.
+    json: String,
+    gaps: Gaps,
+}
+
 /// A chain that grows.
 #[derive(Debug)]
 pub struct Chain {
     head: Head,
-    /// Of the record that is being sealed; kept so that it is not allocated each time.
-    json: String,
 }
 
 impl Head {
@@ -71,10 +78,7 @@ impl Hash {
 impl Chain {
     /// Goes on after this record; [`Head::START`] begins one.
     pub fn after(head: Head) -> Self {
-        Self {
-            head,
-            json: String::new(),
-        }
+        Self { head }
     }
 
     /// The last record.
@@ -82,25 +86,36 @@ impl Chain {
         self.head
     }
 
-    /// Goes back to a record that this chain had: those after it were not kept.
-    pub fn back_to(&mut self, head: Head) {
-        self.head = head;
-    }
-
-    /// Makes `record` the next one of the chain that `replica` keeps, and appends its line.
-    pub fn seal(&mut self, record: &Record<'_>, replica: &str, out: &mut Vec<u8>) {
-        self.json.clear();
+    /// Makes it the next record, and appends its line.
+    pub fn seal(&mut self, draft: &Draft, out: &mut Vec<u8>) {
         let seq = self.head.seq + 1;
-        let at = record.write(replica, seq, self.head.hash, &mut self.json);
-        let (before, after) = self.json.split_at(at);
-        let hash = Hash::of([before, after]);
+        let (previous, number) = (self.head.hash.to_string(), seq.to_string());
+        let Draft { json, gaps } = draft;
+        let (before, rest) = json.split_at(gaps.prev_hash);
+        let (reason, rest) = rest.split_at(gaps.record_hash - gaps.prev_hash);
+        let (between, after) = rest.split_at(gaps.seq - gaps.record_hash);
+        let hash = Hash::of([before, &previous, reason, between, &number, after]);
         canonical::line(before, out);
+        out.extend_from_slice(previous.as_bytes());
+        canonical::line(reason, out);
         out.extend_from_slice(b",\"record_hash\":\"");
         out.extend_from_slice(hash.to_string().as_bytes());
         out.push(b'"');
+        canonical::line(between, out);
+        out.extend_from_slice(number.as_bytes());
         canonical::line(after, out);
         out.push(b'\n');
         self.head = Head { seq, hash };
+    }
+}
+
+impl Draft {
+    /// Of what is recorded, by this replica.
+    pub fn new(record: &Record<'_>, replica: &str) -> Self {
+        // About what an allow takes.
+        let mut json = String::with_capacity(768);
+        let gaps = record.write(replica, &mut json);
+        Self { json, gaps }
     }
 }
 

@@ -11,6 +11,6 @@ mod chain;
 mod record;
 mod verify;
 
-pub use chain::{Chain, Hash, Head, ParseHeadError};
+pub use chain::{Chain, Draft, Hash, Head, ParseHeadError};
 pub use record::{Event, Outcome, Record, Target, Traffic};
 pub use verify::{Fault, MAX_LINE, Verifier, head_of};

@@ -110,9 +110,8 @@ impl Record<'_> {
         }
     }
 
-    /// Appends the canonical JSON, whose keys are in order, without `record_hash`; returns where
-    /// that belongs.
-    pub(crate) fn write(&self, replica: &str, seq: u64, previous: Hash, out: &mut String) -> usize {
+    /// Appends the canonical JSON, whose keys are in order, but for what a chain knows.
+    pub(crate) fn write(&self, replica: &str, out: &mut String) -> Gaps {
         let mut members = Members { out, any: false };
         let (end, torn_bytes, unwritten) = match self.event {
             Event::TunnelEnd {
@@ -141,12 +140,12 @@ impl Record<'_> {
         members.text("event", Some(self.event.name()));
         members.text("identity", identity);
         members.text("permission_id", self.permission_id);
-        members.shown("prev_hash", Some(previous));
+        let prev_hash = members.gap("prev_hash", "\"", "\"");
         members.list("reason", self.reason);
         let record_hash = members.out.len();
         members.text("replica", Some(replica));
         members.text("request_id", self.request_id);
-        members.number("seq", Some(seq));
+        let seq = members.gap("seq", "", "");
         members.text("signing_key_id", self.signing_key_id);
         let spki = self.spki.map(|spki| Hash::of([spki.as_der()]));
         members.shown("spki_sha256", spki);
@@ -161,8 +160,23 @@ impl Record<'_> {
         members.shown("ts", Some(self.ts));
         members.number("unwritten", unwritten);
         members.out.push('}');
-        record_hash
+        Gaps {
+            prev_hash,
+            record_hash,
+            seq,
+        }
     }
+}
+
+/// Where what only a chain knows belongs in a record's JSON, in this order.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Gaps {
+    /// Between its quotes.
+    pub(crate) prev_hash: usize,
+    /// The whole member, with the comma before it.
+    pub(crate) record_hash: usize,
+    /// A number.
+    pub(crate) seq: usize,
 }
 
 impl Event {
@@ -198,6 +212,15 @@ impl Members<'_> {
         self.out.push_str(key);
         self.out.push_str("\":");
         self.any = true;
+    }
+
+    /// Leaves the value out, and returns where it belongs.
+    fn gap(&mut self, key: &str, before: &str, after: &str) -> usize {
+        self.key(key);
+        self.out.push_str(before);
+        let at = self.out.len();
+        self.out.push_str(after);
+        at
     }
 
     fn text(&mut self, key: &str, text: Option<&str>) {

@@ -6,7 +6,9 @@
     reason = "tests"
 )]
 
-use audit::{Chain, Event, Fault, Head, Outcome, Record, Target, Traffic, Verifier, head_of};
+use audit::{
+    Chain, Draft, Event, Fault, Head, Outcome, Record, Target, Traffic, Verifier, head_of,
+};
 use permission::{Destination, Identity, Timestamp};
 
 const REPLICA: &str = "gw-1";
@@ -51,7 +53,7 @@ fn chain(records: u64) -> Vec<Vec<u8>> {
                 ..Record::new(ts.unwrap(), event)
             };
             let mut line = Vec::new();
-            chain.seal(&record, REPLICA, &mut line);
+            chain.seal(&Draft::new(&record, REPLICA), &mut line);
             assert_eq!(line.pop(), Some(b'\n'));
             line
         })
@@ -114,7 +116,7 @@ fn tamper(
             let mut forger = Chain::after(before);
             let mut other = Vec::new();
             let deny = Record::new(Timestamp::MIN, Event::Decision(Outcome::Deny, 403));
-            forger.seal(&deny, REPLICA, &mut other);
+            forger.seal(&Draft::new(&deny, REPLICA), &mut other);
             other.pop();
             (vec![other], 1, 1)
         }

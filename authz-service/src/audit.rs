@@ -1,8 +1,8 @@
 //! The audit: a record of each decision, on disk before the decision is answered.
 //!
-//! Whoever decides seals its record into the chain at once, under a lock, and waits; one thread
-//! writes all that was sealed meanwhile, makes it durable, and lets those who wait go on. What can't
-//! be written is denied, and said: `/readyz`, a metric, and a record once writing is possible again.
+//! Whoever decides puts its record into a queue and waits; one thread seals all that came meanwhile
+//! into the chain, writes it, makes it durable, and lets those who wait go on. What can't be written
+//! is denied, and said: `/readyz`, a metric, and a record once writing is possible again.
 
 mod access_log;
 mod ends;
@@ -14,7 +14,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use ::audit::{Chain, Event, Record, Target};
+use ::audit::{Chain, Draft, Event, Record, Target};
 use permission::Timestamp;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
@@ -78,11 +78,9 @@ struct Log {
     metrics: Metrics,
 }
 
-/// What was sealed and is not yet on its way to the disk. Locked only to seal a record, and to take
-/// what is there.
+/// What is not yet on its way to the disk. Locked only to add a record, and to take what is there.
 #[derive(Debug)]
 struct Queue {
-    chain: Chain,
     batch: Batch,
     /// Records that could not be taken or kept, of which none yet says so.
     unwritten: u64,
@@ -103,9 +101,8 @@ type Written = watch::Sender<Option<bool>>;
 /// Records that are written at once.
 #[derive(Debug)]
 struct Batch {
-    lines: Vec<u8>,
-    records: usize,
-    /// How many missing records one more line tells of.
+    records: Vec<Draft>,
+    /// How many missing records one more tells of.
     unwritten: u64,
     written: Written,
 }
@@ -113,10 +110,19 @@ struct Batch {
 impl Default for Batch {
     fn default() -> Self {
         Self {
-            lines: Vec::new(),
-            records: 0,
+            records: Vec::new(),
             unwritten: 0,
             written: watch::Sender::new(None),
+        }
+    }
+}
+
+impl Queue {
+    /// What there is, and how many are missing.
+    fn take(&mut self) -> Batch {
+        Batch {
+            unwritten: std::mem::take(&mut self.unwritten),
+            ..std::mem::take(&mut self.batch)
         }
     }
 }
@@ -153,12 +159,11 @@ impl Audit {
         let mut chain = Chain::after(file.head());
         let started = Record::new(now(), Event::Started { torn_bytes });
         let mut line = Vec::new();
-        chain.seal(&started, &options.replica, &mut line);
+        chain.seal(&Draft::new(&started, &options.replica), &mut line);
         file.append(&line, chain.head())
             .map_err(|source| AuditFileError::io(&options.path, source))?;
         let log = Arc::new(Log {
             queue: Mutex::new(Queue {
-                chain,
                 batch: Batch::default(),
                 unwritten: 0,
                 state: State::Writable,
@@ -174,9 +179,10 @@ impl Audit {
             log: Arc::clone(&log),
             wrote,
             file,
+            lines: line,
             stdout: options.stdout,
         };
-        writer.copy(&line);
+        writer.copy(&writer.lines);
         Ok((log, writer, written))
     }
 
@@ -198,7 +204,7 @@ impl Audit {
         let Some(log) = &self.0 else {
             return Ok(());
         };
-        let mut written = log.seal(record)?;
+        let mut written = log.take(record)?;
         match written.wait_for(Option::is_some).await {
             Ok(written) if *written == Some(true) => Ok(()),
             _ => Err(Unwritable),
@@ -276,11 +282,12 @@ impl Log {
     }
 
     fn takes(&self, queue: &Queue) -> bool {
-        queue.state == State::Writable && queue.batch.records < self.max_waiting
+        queue.state == State::Writable && queue.batch.records.len() < self.max_waiting
     }
 
     /// Takes the record, and returns where it will be said whether it was written.
-    fn seal(&self, record: &Record<'_>) -> Result<watch::Receiver<Option<bool>>, Unwritable> {
+    fn take(&self, record: &Record<'_>) -> Result<watch::Receiver<Option<bool>>, Unwritable> {
+        let draft = Draft::new(record, &self.replica);
         let mut queue = self.queue();
         if !self.takes(&queue) {
             queue.unwritten += 1;
@@ -288,13 +295,14 @@ impl Log {
             self.metrics.audit_unwritten(1);
             return Err(Unwritable);
         }
-        let Queue { chain, batch, .. } = &mut *queue;
-        chain.seal(record, &self.replica, &mut batch.lines);
-        batch.records += 1;
-        if batch.records == 1 {
+        queue.batch.records.push(draft);
+        let written = queue.batch.written.subscribe();
+        let is_first = queue.batch.records.len() == 1;
+        drop(queue);
+        if is_first {
             self.filled.notify_one();
         }
-        Ok(batch.written.subscribe())
+        Ok(written)
     }
 }
 
@@ -324,17 +332,20 @@ struct Writer {
     /// As long as what waits to be written is bounded, so is this.
     wrote: UnboundedSender<Written>,
     file: AuditFile,
+    /// What was appended last; kept so that it is not allocated each time.
+    lines: Vec<u8>,
     stdout: bool,
 }
 
 impl Writer {
     fn run(mut self) {
-        while let Some((batch, head)) = self.next() {
-            match self.file.append(&batch.lines, head) {
+        while let Some(batch) = self.next() {
+            match self.append(&batch) {
                 Ok(()) => {
-                    self.log.metrics.audit_written(batch.records as u64);
+                    let records = batch.records.len() as u64;
+                    self.log.metrics.audit_written(records);
                     let _ = self.wrote.send(batch.written);
-                    self.copy(&batch.lines);
+                    self.copy(&self.lines);
                 }
                 Err(error) => {
                     tracing::error!(
@@ -353,15 +364,11 @@ impl Writer {
     }
 
     /// Waits for records; `None` at the end.
-    fn next(&self) -> Option<(Batch, ::audit::Head)> {
+    fn next(&self) -> Option<Batch> {
         let mut queue = self.log.queue();
         loop {
-            if queue.batch.records > 0 {
-                if queue.unwritten > 0 {
-                    self.tell_of_unwritten(&mut queue);
-                }
-                let batch = std::mem::take(&mut queue.batch);
-                return Some((batch, queue.chain.head()));
+            if !queue.batch.records.is_empty() {
+                return Some(queue.take());
             }
             if queue.state == State::Closing {
                 return None;
@@ -371,25 +378,30 @@ impl Writer {
         }
     }
 
-    /// Records that so many are missing.
-    fn tell_of_unwritten(&self, queue: &mut Queue) {
-        let unwritten = std::mem::take(&mut queue.unwritten);
-        let record = Record::new(now(), Event::Resumed { unwritten });
-        let Queue { chain, batch, .. } = queue;
-        chain.seal(&record, &self.log.replica, &mut batch.lines);
-        batch.unwritten = unwritten;
+    /// Seals the records on top of the last one that is on disk, and has them there.
+    fn append(&mut self, batch: &Batch) -> io::Result<()> {
+        let mut chain = Chain::after(self.file.head());
+        self.lines.clear();
+        for draft in &batch.records {
+            chain.seal(draft, &mut self.lines);
+        }
+        if batch.unwritten > 0 {
+            let unwritten = batch.unwritten;
+            let resumed = Record::new(now(), Event::Resumed { unwritten });
+            chain.seal(&Draft::new(&resumed, &self.log.replica), &mut self.lines);
+        }
+        self.file.append(&self.lines, chain.head())
     }
 
-    /// Takes back what could not be written, and all that was sealed on top of it.
+    /// Lets go of what could not be written, and of all that came meanwhile.
     fn fail(&self, batch: &Batch) {
         let mut queue = self.log.queue();
         if queue.state == State::Writable {
             queue.state = State::Broken;
         }
         let later = std::mem::take(&mut queue.batch);
-        let lost = (batch.records + later.records) as u64;
+        let lost = (batch.records.len() + later.records.len()) as u64;
         queue.unwritten += lost + batch.unwritten;
-        queue.chain.back_to(self.file.head());
         drop(queue);
         self.log.metrics.audit_broken(true);
         self.log.metrics.audit_unwritten(lost);
@@ -401,17 +413,13 @@ impl Writer {
     /// whether it can be, or the end came first.
     fn recover(&mut self) -> bool {
         loop {
-            let mut queue = self.log.queue();
+            let queue = self.log.queue();
             if queue.state == State::Closing {
                 return false;
             }
             let waited = self.log.filled.wait_timeout(queue, RETRY);
-            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
-            self.tell_of_unwritten(&mut queue);
-            let batch = std::mem::take(&mut queue.batch);
-            let head = queue.chain.head();
-            drop(queue);
-            let appended = self.file.append(&batch.lines, head);
+            let batch = waited.unwrap_or_else(PoisonError::into_inner).0.take();
+            let appended = self.append(&batch);
             let mut queue = self.log.queue();
             if appended.is_ok() {
                 if queue.state == State::Broken {
@@ -419,11 +427,10 @@ impl Writer {
                 }
                 drop(queue);
                 self.log.metrics.audit_broken(false);
-                self.copy(&batch.lines);
+                self.copy(&self.lines);
                 return true;
             }
             queue.unwritten += batch.unwritten;
-            queue.chain.back_to(self.file.head());
         }
     }
 

@@ -86,7 +86,7 @@ async fn a_full_queue_refuses_and_what_it_refused_is_recorded() {
     let (log, writer, written) = Audit::begin(&options(&folder), Metrics::default()).unwrap();
     let audit = Audit(Some(Arc::clone(&log)));
     assert!(audit.is_writable());
-    let waiting: Vec<_> = (0..8).map(|_| log.seal(&deny()).unwrap()).collect();
+    let waiting: Vec<_> = (0..8).map(|_| log.take(&deny()).unwrap()).collect();
     assert!(!audit.is_writable());
     for _ in 0..2 {
         assert_eq!(audit.record(&deny()).await, Err(Unwritable));

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use ::audit::{Chain, Event, Head, Outcome, Record};
+use ::audit::{Chain, Draft, Event, Head, Outcome, Record};
 use permission::Timestamp;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -16,7 +16,7 @@ fn lines(count: usize) -> Vec<String> {
     let deny = Record::new(Timestamp::MIN, Event::Decision(Outcome::Deny, 403));
     let seal = |_| {
         let mut line = Vec::new();
-        chain.seal(&deny, "gw-1", &mut line);
+        chain.seal(&Draft::new(&deny, "gw-1"), &mut line);
         String::from_utf8(line).unwrap()
     };
     (0..count).map(seal).collect()

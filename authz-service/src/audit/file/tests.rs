@@ -1,6 +1,6 @@
 use std::os::unix::fs::PermissionsExt as _;
 
-use ::audit::{Chain, Event, Outcome, Record, Verifier};
+use ::audit::{Chain, Draft, Event, Outcome, Record, Verifier};
 use permission::Timestamp;
 use tempfile::TempDir;
 
@@ -20,7 +20,7 @@ fn append(file: &mut AuditFile, records: usize) -> io::Result<()> {
     for _ in 0..records {
         let deny = Record::new(Timestamp::MIN, Event::Decision(Outcome::Deny, 403));
         let mut line = Vec::new();
-        chain.seal(&deny, "gw-1", &mut line);
+        chain.seal(&Draft::new(&deny, "gw-1"), &mut line);
         file.append(&line, chain.head())?;
     }
     Ok(())
