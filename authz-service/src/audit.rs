@@ -1,25 +1,23 @@
 //! The audit: a record of each decision, on disk before the decision is answered.
 //!
-//! Whoever decides puts its record into a queue and waits; one thread seals all that came meanwhile
-//! into the chain, writes it, makes it durable, and lets those who wait go on. What can't be written
-//! is denied, and said: `/readyz`, a metric, and a record once writing is possible again.
+//! Whoever decides puts its record into a queue and waits; one task seals all that came meanwhile
+//! into the chain, has it written, and lets those who wait go on. What can't be written is denied,
+//! and said: `/readyz`, a metric, and a record once writing is possible again.
 
 mod access_log;
 mod ends;
 mod file;
+mod writer;
 
-use std::io::{self, Write as _};
 use std::path::PathBuf;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use ::audit::{Chain, Draft, Event, Record, Target};
+use ::audit::{Draft, Event, Record, Target};
 use permission::Timestamp;
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinHandle;
 
-use crate::check::now;
 use crate::connections::Wakers;
 use crate::metrics::Metrics;
 use crate::tunnels::Tunnel;
@@ -27,11 +25,8 @@ use crate::tunnels::Tunnel;
 pub use access_log::AccessLog;
 pub(crate) use ends::AwaitedEnd;
 use ends::{End, Ends};
-use file::AuditFile;
 pub use file::AuditFileError;
-
-/// How long until writing is tried again after it failed.
-const RETRY: Duration = Duration::from_millis(250);
+use writer::{RETRY, Writer};
 
 /// How long Envoy's word on a tunnel's end is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -49,6 +44,9 @@ pub struct AuditOptions {
     pub replica: String,
     /// Most records that wait to be written; further decisions are denied.
     pub max_waiting: usize,
+    /// How long after its decision was answered the disk may get a record that until then only the
+    /// operating system has; `None`: the disk has it before.
+    pub sync_delay: Option<Duration>,
 }
 
 /// A record that could not be written: its decision must not be acted upon.
@@ -59,19 +57,19 @@ pub struct Unwritable;
 #[derive(Debug, Clone)]
 pub struct Audit(Option<Arc<Log>>);
 
-/// The thread that writes. It ends when told to, after what it was given.
+/// The task that writes. It ends when told to, after what it was given.
 #[derive(Debug)]
 #[must_use]
 pub struct AuditWriter {
     log: Arc<Log>,
-    thread: JoinHandle<()>,
+    task: JoinHandle<()>,
 }
 
 #[derive(Debug)]
 struct Log {
     queue: Mutex<Queue>,
-    /// Told when the queue is no longer empty, or closing.
-    filled: Condvar,
+    /// Told when the queue is no longer empty, or closing, or something has to be on disk.
+    told: Notify,
     ends: Ends,
     replica: String,
     max_waiting: usize,
@@ -103,7 +101,7 @@ type Written = watch::Sender<Option<bool>>;
 struct Batch {
     records: Vec<Draft>,
     /// How many missing records one more tells of.
-    unwritten: u64,
+    unwritten: Option<u64>,
     written: Written,
 }
 
@@ -111,7 +109,7 @@ impl Default for Batch {
     fn default() -> Self {
         Self {
             records: Vec::new(),
-            unwritten: 0,
+            unwritten: None,
             written: watch::Sender::new(None),
         }
     }
@@ -121,7 +119,7 @@ impl Queue {
     /// What there is, and how many are missing.
     fn take(&mut self) -> Batch {
         Batch {
-            unwritten: std::mem::take(&mut self.unwritten),
+            unwritten: Some(std::mem::take(&mut self.unwritten)).filter(|missing| *missing > 0),
             ..std::mem::take(&mut self.batch)
         }
     }
@@ -140,50 +138,31 @@ impl Audit {
         metrics: Metrics,
         wakers: Wakers,
     ) -> Result<(Self, AuditWriter), AuditFileError> {
-        let (log, writer, written) = Self::begin(options, metrics)?;
-        tokio::spawn(tell(written, wakers));
-        let thread = thread::Builder::new()
-            .name("audit".to_owned())
-            .spawn(move || writer.run())
-            .map_err(|source| AuditFileError::io(&options.path, source))?;
+        let (log, writer) = Self::begin(options, metrics)?;
+        let task = tokio::spawn(writer::run(Arc::clone(&log), writer, wakers));
         let audit = Self(Some(Arc::clone(&log)));
-        Ok((audit, AuditWriter { log, thread }))
+        Ok((audit, AuditWriter { log, task }))
     }
 
-    /// What can be recorded to, and what is yet to be run: what writes it, and what tells of it.
+    /// What can be recorded to, and what is yet to be run.
     fn begin(
         options: &AuditOptions,
         metrics: Metrics,
-    ) -> Result<(Arc<Log>, Writer, UnboundedReceiver<Written>), AuditFileError> {
-        let (mut file, torn_bytes) = AuditFile::open(&options.path, options.max_file_bytes)?;
-        let mut chain = Chain::after(file.head());
-        let started = Record::new(now(), Event::Started { torn_bytes });
-        let mut line = Vec::new();
-        chain.seal(&Draft::new(&started, &options.replica), &mut line);
-        file.append(&line, chain.head())
-            .map_err(|source| AuditFileError::io(&options.path, source))?;
-        let log = Arc::new(Log {
+    ) -> Result<(Arc<Log>, Writer), AuditFileError> {
+        let writer = Writer::open(options, metrics.clone())?;
+        let log = Log {
             queue: Mutex::new(Queue {
                 batch: Batch::default(),
                 unwritten: 0,
                 state: State::Writable,
             }),
-            filled: Condvar::new(),
+            told: Notify::new(),
             ends: Ends::default(),
             replica: options.replica.clone(),
             max_waiting: options.max_waiting,
             metrics,
-        });
-        let (wrote, written) = unbounded_channel();
-        let writer = Writer {
-            log: Arc::clone(&log),
-            wrote,
-            file,
-            lines: line,
-            stdout: options.stdout,
         };
-        writer.copy(&writer.lines);
-        Ok((log, writer, written))
+        Ok((Arc::new(log), writer))
     }
 
     /// Whether anything is recorded at all.
@@ -199,7 +178,8 @@ impl Audit {
         log.takes(&log.queue())
     }
 
-    /// Returns when the record is on disk. Nothing may be answered that is not.
+    /// Returns when the record is written: on disk, unless a delay is allowed. Nothing may be
+    /// answered that is not.
     pub async fn record(&self, record: &Record<'_>) -> Result<(), Unwritable> {
         let Some(log) = &self.0 else {
             return Ok(());
@@ -300,149 +280,19 @@ impl Log {
         let is_first = queue.batch.records.len() == 1;
         drop(queue);
         if is_first {
-            self.filled.notify_one();
+            self.told.notify_one();
         }
         Ok(written)
     }
 }
 
 impl AuditWriter {
-    /// Writes what was recorded so far, and ends. Nothing can be recorded afterwards.
-    pub fn close(self) {
+    /// Has what was recorded so far on disk, and ends. Nothing can be recorded afterwards.
+    pub async fn close(self) {
         self.log.queue().state = State::Closing;
-        self.log.filled.notify_one();
-        if self.thread.join().is_err() {
-            tracing::error!("the audit's writer had failed");
-        }
-    }
-}
-
-/// Lets those go on whose records were written. Woken from the writer's thread, each of them would
-/// cost a system call.
-async fn tell(mut written: UnboundedReceiver<Written>, wakers: Wakers) {
-    while let Some(written) = written.recv().await {
-        written.send_replace(Some(true));
-        wakers.wake();
-    }
-}
-
-/// What the thread works with.
-struct Writer {
-    log: Arc<Log>,
-    /// As long as what waits to be written is bounded, so is this.
-    wrote: UnboundedSender<Written>,
-    file: AuditFile,
-    /// What was appended last; kept so that it is not allocated each time.
-    lines: Vec<u8>,
-    stdout: bool,
-}
-
-impl Writer {
-    fn run(mut self) {
-        while let Some(batch) = self.next() {
-            match self.append(&batch) {
-                Ok(()) => {
-                    let records = batch.records.len() as u64;
-                    self.log.metrics.audit_written(records);
-                    let _ = self.wrote.send(batch.written);
-                    self.copy(&self.lines);
-                }
-                Err(error) => {
-                    tracing::error!(
-                        path = %self.file.path().display(),
-                        %error,
-                        "the audit can't be written: every request is denied until it can"
-                    );
-                    self.fail(&batch);
-                    if !self.recover() {
-                        return;
-                    }
-                    tracing::info!("the audit can be written again");
-                }
-            }
-        }
-    }
-
-    /// Waits for records; `None` at the end.
-    fn next(&self) -> Option<Batch> {
-        let mut queue = self.log.queue();
-        loop {
-            if !queue.batch.records.is_empty() {
-                return Some(queue.take());
-            }
-            if queue.state == State::Closing {
-                return None;
-            }
-            let filled = self.log.filled.wait(queue);
-            queue = filled.unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Seals the records on top of the last one that is on disk, and has them there.
-    fn append(&mut self, batch: &Batch) -> io::Result<()> {
-        let mut chain = Chain::after(self.file.head());
-        self.lines.clear();
-        for draft in &batch.records {
-            chain.seal(draft, &mut self.lines);
-        }
-        if batch.unwritten > 0 {
-            let unwritten = batch.unwritten;
-            let resumed = Record::new(now(), Event::Resumed { unwritten });
-            chain.seal(&Draft::new(&resumed, &self.log.replica), &mut self.lines);
-        }
-        self.file.append(&self.lines, chain.head())
-    }
-
-    /// Lets go of what could not be written, and of all that came meanwhile.
-    fn fail(&self, batch: &Batch) {
-        let mut queue = self.log.queue();
-        if queue.state == State::Writable {
-            queue.state = State::Broken;
-        }
-        let later = std::mem::take(&mut queue.batch);
-        let lost = (batch.records.len() + later.records.len()) as u64;
-        queue.unwritten += lost + batch.unwritten;
-        drop(queue);
-        self.log.metrics.audit_broken(true);
-        self.log.metrics.audit_unwritten(lost);
-        batch.written.send_replace(Some(false));
-        later.written.send_replace(Some(false));
-    }
-
-    /// Waits until the file can be written again: a record that says so is the proof. Returns
-    /// whether it can be, or the end came first.
-    fn recover(&mut self) -> bool {
-        loop {
-            let queue = self.log.queue();
-            if queue.state == State::Closing {
-                return false;
-            }
-            let waited = self.log.filled.wait_timeout(queue, RETRY);
-            let batch = waited.unwrap_or_else(PoisonError::into_inner).0.take();
-            let appended = self.append(&batch);
-            let mut queue = self.log.queue();
-            if appended.is_ok() {
-                if queue.state == State::Broken {
-                    queue.state = State::Writable;
-                }
-                drop(queue);
-                self.log.metrics.audit_broken(false);
-                self.copy(&self.lines);
-                return true;
-            }
-            queue.unwritten += batch.unwritten;
-        }
-    }
-
-    /// The copy on stdout; the file is what counts.
-    fn copy(&self, lines: &[u8]) {
-        if !self.stdout {
-            return;
-        }
-        let mut stdout = io::stdout().lock();
-        let copied = stdout.write_all(lines).and_then(|()| stdout.flush());
-        if copied.is_err() {
-            self.log.metrics.audit_not_copied();
+        self.log.told.notify_one();
+        if let Err(error) = self.task.await {
+            tracing::error!(%error, "the audit's writer had failed");
         }
     }
 }

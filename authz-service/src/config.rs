@@ -218,6 +218,9 @@ pub struct Audit {
     pub replica: Option<String>,
     /// Most records that wait to be written; further decisions are denied (503).
     pub max_waiting: usize,
+    /// How long after its decision was answered, in milliseconds, the disk may get a record that
+    /// until then only the operating system has; if not set, the disk has it before.
+    pub sync_delay_ms: Option<u64>,
 }
 
 /// How names are resolved.
@@ -406,6 +409,11 @@ impl Config {
                 self.audit.max_waiting as u64,
                 1_000_000,
             ),
+            (
+                "audit.sync_delay_ms",
+                self.audit.sync_delay_ms.unwrap_or(1),
+                10_000,
+            ),
             ("cache.max_bytes", self.cache.max_bytes, 1 << 40),
             ("cache.max_unknown", self.cache.max_unknown, 10_000_000),
             (
@@ -550,6 +558,7 @@ impl Config {
             max_file_bytes: audit.max_file_bytes,
             replica: audit.replica.clone().unwrap_or_else(host_name),
             max_waiting: audit.max_waiting,
+            sync_delay: audit.sync_delay_ms.map(Duration::from_millis),
         })
     }
 

@@ -72,6 +72,7 @@ pub struct Metrics {
 #[derive(Debug, Clone, Default)]
 struct AuditCounts {
     written: Counter,
+    syncs: Counter,
     unwritten: Counter,
     not_copied: Counter,
     unwritable: Gauge,
@@ -81,8 +82,13 @@ impl AuditCounts {
     fn register(&self, registry: &mut Registry) {
         registry.register(
             "audit_records",
-            "Audit records on disk",
+            "Audit records written",
             self.written.clone(),
+        );
+        registry.register(
+            "audit_syncs",
+            "Times that all audit records written so far were brought to disk",
+            self.syncs.clone(),
         );
         registry.register(
             "audit_unwritten",
@@ -199,9 +205,14 @@ impl Metrics {
         self.cut_tunnels.get_or_create(&Cut { reason }).inc();
     }
 
-    /// Counts audit records on disk.
+    /// Counts audit records that were written.
     pub fn audit_written(&self, records: u64) {
         self.audit.written.inc_by(records);
+    }
+
+    /// Counts that all written audit records are on disk.
+    pub fn audit_synced(&self) {
+        self.audit.syncs.inc();
     }
 
     /// Counts audit records that could not be written.

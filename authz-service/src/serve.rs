@@ -149,8 +149,7 @@ impl Running {
             if timeout(drain, self.tunnels.recorded()).await.is_err() {
                 tracing::error!("the end of some tunnels was not recorded");
             }
-            let closed = tokio::task::spawn_blocking(|| writer.close());
-            if timeout(drain, closed).await.is_err() {
+            if timeout(drain, writer.close()).await.is_err() {
                 tracing::error!("the audit was still being written at the end");
             }
         }

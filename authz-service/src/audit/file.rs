@@ -44,14 +44,26 @@ pub(super) struct AuditFile {
     max_bytes: u64,
     /// Up to here all is on disk, and whole.
     len: u64,
-    /// What is after that may be the part of a record, and must go first.
-    dirty: bool,
-    /// The last record up to there.
+    /// Whole lines that follow and count, though they may not be on disk yet.
+    tail: Vec<u8>,
+    end: End,
+    /// The last record of both.
     head: Head,
     /// The number of the first record in this file, once there is one.
     first: Option<u64>,
     /// Locked for as long as this process writes; the file itself is replaced as it grows.
     _lock: File,
+}
+
+/// What the file's end is known to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// That of the tail.
+    Whole,
+    /// After the tail there may be the part of a record, which must go first.
+    Torn,
+    /// The tail may be lost, for the kernel tells only once of what it could not write.
+    Lost,
 }
 
 impl AuditFile {
@@ -84,12 +96,17 @@ impl AuditFile {
             file,
             max_bytes,
             len,
-            dirty: len < found.len(),
+            tail: Vec::new(),
+            end: if len < found.len() {
+                End::Torn
+            } else {
+                End::Whole
+            },
             head,
             first,
             _lock: lock,
         };
-        opened.clean().map_err(failed)?;
+        opened.mend().map_err(failed)?;
         sync_folder(path).map_err(failed)?;
         Ok((opened, found.len() - len))
     }
@@ -98,40 +115,99 @@ impl AuditFile {
         &self.path
     }
 
-    /// The last record on disk.
+    /// The last record.
     pub(super) fn head(&self) -> Head {
         self.head
     }
 
-    /// Appends lines, the last of which is `head`, and returns when they are on disk. If that
-    /// fails, nothing of them counts.
+    /// Bytes that may not be on disk yet.
+    pub(super) fn unsynced(&self) -> usize {
+        self.tail.len()
+    }
+
+    /// Whether so many bytes more can be appended without waiting for the disk.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        self.end == End::Whole && self.len_with(bytes) <= self.max_bytes
+    }
+
+    fn len_with(&self, bytes: usize) -> u64 {
+        self.len + (self.tail.len() + bytes) as u64
+    }
+
+    /// Appends lines, the last of which is `head`. They outlive this process, and are on disk after
+    /// the next [`sync`](Self::sync). If this fails, nothing of them counts.
     pub(super) fn append(&mut self, lines: &[u8], head: Head) -> io::Result<()> {
-        self.clean()?;
-        let full = self.len + lines.len() as u64 > self.max_bytes;
-        if let (true, Some(first)) = (full, self.first) {
+        self.write(lines)?;
+        self.tail.extend_from_slice(lines);
+        self.count(head);
+        Ok(())
+    }
+
+    /// As both at once; but if it fails, nothing of the lines counts.
+    pub(super) fn append_synced(&mut self, lines: &[u8], head: Head) -> io::Result<()> {
+        self.write(lines)?;
+        self.end = End::Lost;
+        self.file.sync_data()?;
+        self.on_disk(lines.len());
+        self.count(head);
+        Ok(())
+    }
+
+    /// Returns when all that was appended is on disk. If that fails, it counts all the same, and is
+    /// written once more before anything else is.
+    pub(super) fn sync(&mut self) -> io::Result<()> {
+        self.mend()?;
+        if !self.tail.is_empty() {
+            self.end = End::Lost;
+            self.file.sync_data()?;
+            self.on_disk(0);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, lines: &[u8]) -> io::Result<()> {
+        self.mend()?;
+        if let (true, Some(first)) = (self.len_with(lines.len()) > self.max_bytes, self.first) {
+            self.sync()?;
             self.rotate(first)?;
         }
         // Removed by somebody: what is written now would be nowhere.
         if self.file.metadata()?.nlink() == 0 {
             self.begin()?;
         }
-        self.dirty = true;
+        self.end = End::Torn;
         self.file.write_all(lines)?;
-        self.file.sync_data()?;
-        self.dirty = false;
-        self.len += lines.len() as u64;
-        self.first.get_or_insert(self.head.seq + 1);
-        self.head = head;
+        self.end = End::Whole;
         Ok(())
     }
 
-    /// Removes what is not known to be whole.
-    fn clean(&mut self) -> io::Result<()> {
-        if self.dirty {
-            self.file.set_len(self.len)?;
-            self.file.sync_data()?;
-            self.dirty = false;
+    /// The tail is on disk, and so many bytes after it.
+    fn on_disk(&mut self, more: usize) {
+        self.len = self.len_with(more);
+        self.tail.clear();
+        self.end = End::Whole;
+    }
+
+    fn count(&mut self, head: Head) {
+        self.first.get_or_insert(self.head.seq + 1);
+        self.head = head;
+    }
+
+    /// Has the file end with the tail.
+    fn mend(&mut self) -> io::Result<()> {
+        match self.end {
+            End::Whole => return Ok(()),
+            End::Torn => {
+                self.file.set_len(self.len_with(0))?;
+                self.file.sync_data()?;
+            }
+            End::Lost => {
+                self.file.set_len(self.len)?;
+                self.file.write_all(&self.tail)?;
+                self.file.sync_data()?;
+            }
         }
+        self.on_disk(0);
         Ok(())
     }
 
@@ -153,6 +229,7 @@ impl AuditFile {
     fn begin(&mut self) -> io::Result<()> {
         let file = append_to(&self.path)?;
         self.len = file.metadata()?.len();
+        self.tail.clear();
         self.first = first_record(&file)?;
         self.file = file;
         sync_folder(&self.path)

@@ -5,6 +5,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::*;
+use crate::check::now;
 
 struct Scene {
     audit: Audit,
@@ -19,6 +20,7 @@ fn options(folder: &TempDir) -> AuditOptions {
         max_file_bytes: 1 << 20,
         replica: "gw-1".to_owned(),
         max_waiting: 8,
+        sync_delay: None,
     }
 }
 
@@ -83,7 +85,7 @@ async fn records_of_many_at_once_are_one_chain() {
 #[tokio::test]
 async fn a_full_queue_refuses_and_what_it_refused_is_recorded() {
     let folder = tempfile::tempdir().unwrap();
-    let (log, writer, written) = Audit::begin(&options(&folder), Metrics::default()).unwrap();
+    let (log, writer) = Audit::begin(&options(&folder), Metrics::default()).unwrap();
     let audit = Audit(Some(Arc::clone(&log)));
     assert!(audit.is_writable());
     let waiting: Vec<_> = (0..8).map(|_| log.take(&deny()).unwrap()).collect();
@@ -91,8 +93,7 @@ async fn a_full_queue_refuses_and_what_it_refused_is_recorded() {
     for _ in 0..2 {
         assert_eq!(audit.record(&deny()).await, Err(Unwritable));
     }
-    let thread = thread::spawn(move || writer.run());
-    tokio::spawn(tell(written, Wakers::default()));
+    let task = tokio::spawn(writer::run(Arc::clone(&log), writer, Wakers::default()));
     for mut written in waiting {
         let written = written.wait_for(Option::is_some).await.unwrap();
         assert_eq!(*written, Some(true));
@@ -101,7 +102,7 @@ async fn a_full_queue_refuses_and_what_it_refused_is_recorded() {
     assert_eq!(audit.record(&deny()).await, Ok(()));
     let scene = Scene {
         audit,
-        writer: AuditWriter { log, thread },
+        writer: AuditWriter { log, task },
         folder,
     };
     let records = scene.records();
@@ -117,7 +118,7 @@ async fn after_the_end_nothing_is_taken_and_all_that_was_taken_is_there() {
     let scene = Scene::start();
     let audit = scene.audit.clone();
     assert_eq!(audit.record(&deny()).await, Ok(()));
-    scene.writer.close();
+    scene.writer.close().await;
     assert_eq!(audit.record(&deny()).await, Err(Unwritable));
     assert!(!audit.is_writable());
 }

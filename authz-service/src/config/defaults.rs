@@ -88,6 +88,7 @@ impl Default for Audit {
             max_file_bytes: 256 * 1024 * 1024,
             replica: None,
             max_waiting: 4096,
+            sync_delay_ms: None,
         }
     }
 }

@@ -128,6 +128,7 @@ fn defaults_are_those_of_the_documentation() {
     assert!(!config.audit.stdout);
     assert_eq!(config.audit.max_file_bytes, 256 * 1024 * 1024);
     assert_eq!(config.audit.max_waiting, 4096);
+    assert_eq!(config.audit.sync_delay_ms, None);
 }
 
 #[test]
@@ -376,6 +377,7 @@ fn bounds_that_bound_nothing_are_refused() {
         ("policy", "pool_acquire_timeout_ms", 60_000),
         ("policy", "query_timeout_ms", 60_000),
         ("tunnel", "open_timeout_ms", 60_000),
+        ("audit", "sync_delay_ms", 10_000),
         ("dns", "timeout_ms", 60_000),
         ("dns", "cache_entries", 10_000_000),
         ("dns", "max_ttl_ms", 86_400_000),

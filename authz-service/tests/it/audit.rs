@@ -73,13 +73,26 @@ async fn ask(
     }
 }
 
+/// So long that in no test the disk gets a record by itself.
+const DELAYED: (&str, &str) = ("AGENT_GATEWAY__AUDIT__SYNC_DELAY_MS", "10000");
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whenever_it_is_killed_the_chain_is_whole_and_holds_all_that_was_answered() {
+    killed(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_it_is_where_answers_do_not_wait_for_the_disk() {
+    killed(&[DELAYED]).await;
+}
+
+async fn killed(settings: &[(&str, &str)]) {
     let folder = tempfile::tempdir().unwrap();
     let path = file_in(&folder);
     // So small that it is also killed while it begins another file.
     let small = ("AGENT_GATEWAY__AUDIT__MAX_FILE_BYTES", "20000");
-    let mut scene = Scene::start_with(&[(path.0, &path.1), small]).await;
+    let settings = [&[(path.0, path.1.as_str()), small], settings].concat();
+    let mut scene = Scene::start_with(&settings).await;
     scene.grant().await;
     let answered = Arc::new(Mutex::new(Vec::new()));
     let mut random = fastrand::Rng::with_seed(50);
@@ -131,6 +144,15 @@ async fn ready(authz: &Authz, expected: (u16, &str)) {
 
 #[tokio::test]
 async fn a_full_disk_denies_everything_and_says_so_until_there_is_space() {
+    full_disk(&[]).await;
+}
+
+#[tokio::test]
+async fn so_it_does_where_answers_do_not_wait_for_the_disk() {
+    full_disk(&[DELAYED]).await;
+}
+
+async fn full_disk(settings: &[(&str, &str)]) {
     let folder = tempfile::tempdir().unwrap();
     let path = file_in(&folder);
     let mut scene = Scene::start_with(&[(path.0, &path.1)]).await;
@@ -138,7 +160,11 @@ async fn a_full_disk_denies_everything_and_says_so_until_there_is_space() {
         database_url: scene.database.url(),
         hosts: "127.0.0.1 docstore".to_owned(),
         private: vec![(DESTINATION.to_owned(), vec!["127.0.0.1/32".to_owned()])],
-        environment: vec![(path.0.to_owned(), path.1.clone())],
+        environment: [&[(path.0, path.1.as_str())], settings]
+            .concat()
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect(),
         small_disk: Some(folder.path().to_owned()),
         ..AuthzOptions::default()
     });
@@ -305,4 +331,45 @@ async fn what_finds_the_queue_full_is_denied_counted_and_told_of() {
         .iter()
         .filter_map(|record| record["unwritten"].as_u64());
     assert_eq!(told.sum::<u64>(), u64::from(refused));
+}
+
+/// How often all records were brought to disk; the service's start is the first time.
+async fn syncs(scene: &Scene) -> f64 {
+    let counted = scene.authz.metric("agent_gateway_audit_syncs_total").await;
+    counted.unwrap()
+}
+
+#[tokio::test]
+async fn an_answer_waits_for_the_disk_unless_it_need_not() {
+    for (setting, expected) in [(None, 6.0), (Some(DELAYED), 1.0)] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = file_in(&folder);
+        let path = (path.0, path.1.as_str());
+        let settings: Vec<_> = [Some(path), setting].into_iter().flatten().collect();
+        let scene = Scene::start_with(&settings).await;
+        scene.grant().await;
+        for number in 1..=5 {
+            assert_eq!(verdict(&scene.check().await), (200, "allowed"));
+            // Each is in the file when it is answered.
+            assert_eq!(records(folder.path()).len(), number + 1);
+        }
+        assert!((syncs(&scene).await - expected).abs() < f64::EPSILON);
+    }
+}
+
+#[tokio::test]
+async fn the_disk_gets_what_waits_when_it_is_due() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = file_in(&folder);
+    let soon = ("AGENT_GATEWAY__AUDIT__SYNC_DELAY_MS", "1");
+    let scene = Scene::start_with(&[(path.0, &path.1), soon]).await;
+    for expected in [2.0, 3.0] {
+        scene.check().await;
+        let deadline = Instant::now() + PATIENCE;
+        while syncs(&scene).await < expected {
+            assert!(Instant::now() < deadline, "the disk never got it");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    assert_eq!(records(folder.path()).len(), 3);
 }

@@ -14,16 +14,31 @@ fn folder() -> (TempDir, PathBuf) {
     (folder, path)
 }
 
-/// Appends so many records, one at a time.
+/// Appends so many records, one at a time; each other one is on disk then.
 fn append(file: &mut AuditFile, records: usize) -> io::Result<()> {
-    let mut chain = Chain::after(file.head());
-    for _ in 0..records {
-        let deny = Record::new(Timestamp::MIN, Event::Decision(Outcome::Deny, 403));
-        let mut line = Vec::new();
-        chain.seal(&Draft::new(&deny, "gw-1"), &mut line);
-        file.append(&line, chain.head())?;
+    for number in 0..records {
+        match number % 2 {
+            0 => write(file)?,
+            _ => append_with(file, AuditFile::append_synced)?,
+        }
     }
-    Ok(())
+    file.sync()
+}
+
+/// Appends a record that is not known to be on disk then.
+fn write(file: &mut AuditFile) -> io::Result<()> {
+    append_with(file, AuditFile::append)
+}
+
+fn append_with(
+    file: &mut AuditFile,
+    append: fn(&mut AuditFile, &[u8], Head) -> io::Result<()>,
+) -> io::Result<()> {
+    let mut chain = Chain::after(file.head());
+    let deny = Record::new(Timestamp::MIN, Event::Decision(Outcome::Deny, 403));
+    let mut line = Vec::new();
+    chain.seal(&Draft::new(&deny, "gw-1"), &mut line);
+    append(file, &line, chain.head())
 }
 
 /// The chain in these files, held against its rules.
@@ -186,4 +201,44 @@ fn a_file_that_somebody_removed_is_begun_again() {
     fs::remove_file(&path).unwrap();
     append(&mut file, 2).unwrap();
     assert_eq!(verified(&[kept, path]).seq, 4);
+}
+
+/// As fdatasync fails: the kernel says so once, and forgets what it could not write.
+#[test]
+fn what_was_written_is_written_again_after_the_disk_lost_it() {
+    for lost in [&b"\0\0\0\0"[..], b"{\"caller\":null,\"deci", b""] {
+        let (_folder, path) = folder();
+        let (mut file, _) = AuditFile::open(&path, LARGE).unwrap();
+        append(&mut file, 2).unwrap();
+        let on_disk = fs::metadata(&path).unwrap().len();
+        for _ in 0..3 {
+            write(&mut file).unwrap();
+        }
+        let written = fs::metadata(&path).unwrap().len() - on_disk;
+        assert_eq!(file.unsynced() as u64, written);
+        let mut torn = fs::read(&path).unwrap();
+        torn.truncate(usize::try_from(on_disk).unwrap());
+        fs::write(&path, [&torn, lost].concat()).unwrap();
+        file.end = super::End::Lost;
+        assert!(!file.has_room(0));
+        append_with(&mut file, AuditFile::append_synced).unwrap();
+        assert_eq!(file.unsynced(), 0);
+        assert_eq!(file.head().seq, 6);
+        assert_eq!(verified(std::slice::from_ref(&path)), file.head());
+    }
+}
+
+#[test]
+fn the_part_of_a_line_that_did_not_fit_is_removed_and_what_came_before_it_stays() {
+    let (_folder, path) = folder();
+    let (mut file, _) = AuditFile::open(&path, LARGE).unwrap();
+    append(&mut file, 1).unwrap();
+    write(&mut file).unwrap();
+    let mut content = fs::read(&path).unwrap();
+    content.extend_from_slice(b"{\"caller\"");
+    fs::write(&path, content).unwrap();
+    file.end = super::End::Torn;
+    write(&mut file).unwrap();
+    assert_eq!(verified(std::slice::from_ref(&path)), file.head());
+    assert_eq!(file.head().seq, 3);
 }
