@@ -15,25 +15,38 @@ use crate::report::{Report, Rounds, Target};
 /// So few that all of them stay warm.
 const WARM: usize = 1000;
 
-/// Asks `service`, and another one before the same registry that writes an audit.
+/// How an audit is kept, and the settings for it.
+const KEPT: [(&str, Option<&str>); 2] = [("audit on", None), ("audit within 50 ms", Some("50"))];
+
+/// Asks `service`, and others before the same registry that write an audit.
 pub(crate) async fn measure(
     service: &mut Service,
     effort: Effort,
     report: &mut Report,
 ) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let path = folder.path().join("audit.jsonl");
-    let mut options = service.registry.options();
-    let variable = "AGENT_GATEWAY__AUDIT__PATH".to_owned();
-    options
-        .environment
-        .push((variable, path.display().to_string()));
-    let mut audited = Authz::start(&options)?;
-    let on = Asked {
-        address: audited.grpc_addr(),
-        process: audited.process().id(),
-        empty: None,
-    };
+    let mut audited = Vec::new();
+    for (place, (_, delay)) in KEPT.into_iter().enumerate() {
+        let path = folder.path().join(format!("audit-{place}.jsonl"));
+        let mut options = service.registry.options();
+        let mut set = |key: &str, value: String| {
+            let name = format!("AGENT_GATEWAY__AUDIT__{key}");
+            options.environment.push((name, value));
+        };
+        set("PATH", path.display().to_string());
+        if let Some(delay) = delay {
+            set("SYNC_DELAY_MS", delay.to_owned());
+        }
+        audited.push(Authz::start(&options)?);
+    }
+    let on: Vec<Asked> = audited
+        .iter_mut()
+        .map(|audited| Asked {
+            address: audited.grpc_addr(),
+            process: audited.process().id(),
+            empty: None,
+        })
+        .collect();
     let off = service.asked();
     let questions = service.registry.questions(&service.agents, 0..WARM, None);
     let questions: Arc<[Question]> = questions.into();
@@ -43,31 +56,33 @@ pub(crate) async fn measure(
     ));
     for concurrency in CONCURRENCY {
         let count = count(effort, concurrency);
-        let mut rounds: Vec<[Measured; 3]> = Vec::new();
+        let mut rounds: [Vec<[Measured; 3]>; KEPT.len()] = Default::default();
         for _ in 0..effort.rounds() {
-            for asked in [off, on] {
+            for asked in on.iter().copied().chain([off]) {
                 run(asked, &questions, questions.len(), 64).await?;
             }
-            let before = run(off, &questions, count, concurrency).await?;
-            let recorded = run(on, &questions, count, concurrency).await?;
-            rounds.push([
-                before,
-                recorded,
-                run(off, &questions, count, concurrency).await?,
-            ]);
+            let mut before = run(off, &questions, count, concurrency).await?;
+            for (on, rounds) in on.iter().zip(&mut rounds) {
+                let recorded = run(*on, &questions, count, concurrency).await?;
+                let after = run(off, &questions, count, concurrency).await?;
+                rounds.push([before, recorded, after]);
+                before = after;
+            }
         }
-        for (figure, unit, value) in FIGURES {
-            let column =
-                |place: usize| rounds.iter().filter_map(move |it| it.get(place)).map(value);
-            let columns = Rounds {
-                before: column(0).collect(),
-                ours: column(1).collect(),
-                after: column(2).collect(),
-            };
-            let target =
-                (figure == "cpu a check" && concurrency > 1).then_some(Target::AtMost(1.15));
-            let name = format!("audit on to off, c{concurrency}: {figure}");
-            report.compare("audit", &name, unit, columns, target);
+        for ((kept, _), rounds) in KEPT.iter().zip(&rounds) {
+            for (figure, unit, value) in FIGURES {
+                let column =
+                    |place: usize| rounds.iter().filter_map(move |it| it.get(place)).map(value);
+                let columns = Rounds {
+                    before: column(0).collect(),
+                    ours: column(1).collect(),
+                    after: column(2).collect(),
+                };
+                let target =
+                    (figure == "cpu a check" && concurrency > 1).then_some(Target::AtMost(1.15));
+                let name = format!("{kept} to off, c{concurrency}: {figure}");
+                report.compare("audit", &name, unit, columns, target);
+            }
         }
     }
     Ok(())
