@@ -1,4 +1,4 @@
-//! The audit: a record of each decision, on disk before the decision is answered.
+//! The audit: a record of each decision, on disk before the decision is answered, or soon after.
 //!
 //! Whoever decides puts its record into a queue and waits; one task seals all that came meanwhile
 //! into the chain, has it written, and lets those who wait go on. What can't be written is denied,

@@ -49,9 +49,9 @@ enum Next {
 }
 
 /// Says that nothing is taken any more, however the writer ended.
-struct Ended(Arc<Log>);
+struct CloseAtEnd(Arc<Log>);
 
-impl Drop for Ended {
+impl Drop for CloseAtEnd {
     fn drop(&mut self) {
         let mut queue = self.0.queue();
         queue.state = State::Closing;
@@ -62,7 +62,7 @@ impl Drop for Ended {
 
 /// Writes what is recorded, until the end.
 pub(super) async fn run(log: Arc<Log>, mut writer: Writer, wakers: Wakers) {
-    let ended = Ended(Arc::clone(&log));
+    let close_at_end = CloseAtEnd(Arc::clone(&log));
     loop {
         let (batch, written);
         match log.next(writer.due).await {
@@ -107,7 +107,7 @@ pub(super) async fn run(log: Arc<Log>, mut writer: Writer, wakers: Wakers) {
         let path = writer.file.path().display();
         tracing::error!(%path, %error, "the audit's last records may not be on disk");
     }
-    drop(ended);
+    drop(close_at_end);
 }
 
 /// Waits until the file can be written again: a record that says so is the proof. Returns whether
