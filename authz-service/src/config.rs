@@ -412,7 +412,7 @@ impl Config {
             (
                 "audit.sync_delay_ms",
                 self.audit.sync_delay_ms.unwrap_or(1),
-                10_000,
+                MINUTE,
             ),
             ("cache.max_bytes", self.cache.max_bytes, 1 << 40),
             ("cache.max_unknown", self.cache.max_unknown, 10_000_000),

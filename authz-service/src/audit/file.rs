@@ -1,7 +1,7 @@
 //! The file that holds a chain: opened by one process alone, and whole after every crash.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Write as _};
+use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -9,6 +9,10 @@ use ::audit::{Head, MAX_LINE, head_of};
 
 /// Only the service's own user reads it, until its operator says otherwise.
 const MODE: u32 = 0o600;
+
+/// At most so many bytes of a file's end are not known to be on disk: what is written before the
+/// disk is waited for, and a batch.
+const MAX_LOST: u64 = 16 << 20;
 
 /// Why there is no audit.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +55,9 @@ pub(super) struct AuditFile {
     head: Head,
     /// The number of the first record in this file, once there is one.
     first: Option<u64>,
+    /// How many times the disk is to fail.
+    #[cfg(test)]
+    pub(super) failing_syncs: u32,
     /// Locked for as long as this process writes; the file itself is replaced as it grows.
     _lock: File,
 }
@@ -71,14 +78,15 @@ impl AuditFile {
     pub(super) fn open(path: &Path, max_bytes: u64) -> Result<(Self, u64), AuditFileError> {
         let failed = |source| AuditFileError::io(path, source);
         let lock = lock(path)?;
-        let file = append_to(path).map_err(failed)?;
+        let file = open(path).map_err(failed)?;
         let found = file.metadata().map_err(failed)?;
         if !found.is_file() {
             return Err(AuditFileError::NotAnAudit(path.to_owned()));
         }
         let (head, len) = match found.len() {
             0 => (None, 0),
-            len => last_record(&file, len)
+            len => before_zeros(&file, len)
+                .and_then(|len| last_record(&file, len))
                 .map_err(failed)?
                 .ok_or_else(|| AuditFileError::NotAnAudit(path.to_owned()))?,
         };
@@ -104,6 +112,8 @@ impl AuditFile {
             },
             head,
             first,
+            #[cfg(test)]
+            failing_syncs: 0,
             _lock: lock,
         };
         opened.mend().map_err(failed)?;
@@ -127,7 +137,15 @@ impl AuditFile {
 
     /// Whether so many bytes more can be appended without waiting for the disk.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
-        self.end == End::Whole && self.len_with(bytes) <= self.max_bytes
+        let fits = self.len_with(bytes) <= self.max_bytes;
+        self.end == End::Whole && fits && self.is_there().unwrap_or(false)
+    }
+
+    /// Whether the file is still the one that was written. If somebody removed it, or cut it off,
+    /// what is written now would be nowhere, or behind a hole.
+    fn is_there(&self) -> io::Result<bool> {
+        let found = self.file.metadata()?;
+        Ok(found.nlink() > 0 && found.len() == self.len_with(0))
     }
 
     fn len_with(&self, bytes: usize) -> u64 {
@@ -147,7 +165,7 @@ impl AuditFile {
     pub(super) fn append_synced(&mut self, lines: &[u8], head: Head) -> io::Result<()> {
         self.write(lines)?;
         self.end = End::Lost;
-        self.file.sync_data()?;
+        self.sync_data()?;
         self.on_disk(lines.len());
         self.count(head);
         Ok(())
@@ -159,7 +177,7 @@ impl AuditFile {
         self.mend()?;
         if !self.tail.is_empty() {
             self.end = End::Lost;
-            self.file.sync_data()?;
+            self.sync_data()?;
             self.on_disk(0);
         }
         Ok(())
@@ -171,12 +189,11 @@ impl AuditFile {
             self.sync()?;
             self.rotate(first)?;
         }
-        // Removed by somebody: what is written now would be nowhere.
-        if self.file.metadata()?.nlink() == 0 {
+        if !self.is_there()? {
             self.begin()?;
         }
         self.end = End::Torn;
-        self.file.write_all(lines)?;
+        self.file.write_all_at(lines, self.len_with(0))?;
         self.end = End::Whole;
         Ok(())
     }
@@ -195,20 +212,28 @@ impl AuditFile {
 
     /// Has the file end with the tail.
     fn mend(&mut self) -> io::Result<()> {
-        match self.end {
-            End::Whole => return Ok(()),
-            End::Torn => {
-                self.file.set_len(self.len_with(0))?;
-                self.file.sync_data()?;
-            }
-            End::Lost => {
-                self.file.set_len(self.len)?;
-                self.file.write_all(&self.tail)?;
-                self.file.sync_data()?;
-            }
+        if self.end == End::Whole {
+            return Ok(());
         }
+        if self.end == End::Lost {
+            // In place: what may still be there is never gone.
+            self.file.write_all_at(&self.tail, self.len)?;
+        }
+        self.file.set_len(self.len_with(0))?;
+        // If this fails, that may be the tail's.
+        self.end = End::Lost;
+        self.sync_data()?;
         self.on_disk(0);
         Ok(())
+    }
+
+    fn sync_data(&mut self) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(left) = self.failing_syncs.checked_sub(1) {
+            self.failing_syncs = left;
+            return Err(io::Error::other("as if the disk failed"));
+        }
+        self.file.sync_data()
     }
 
     /// Puts the file aside, under a name that says with which record it begins.
@@ -227,19 +252,18 @@ impl AuditFile {
 
     /// Goes on in the file that is, or then is, at the path.
     fn begin(&mut self) -> io::Result<()> {
-        let file = append_to(&self.path)?;
-        self.len = file.metadata()?.len();
+        let file = open(&self.path)?;
+        let (len, first) = (file.metadata()?.len(), first_record(&file)?);
+        (self.file, self.len, self.first) = (file, len, first);
         self.tail.clear();
-        self.first = first_record(&file)?;
-        self.file = file;
         sync_folder(&self.path)
     }
 }
 
-fn append_to(path: &Path) -> io::Result<File> {
+fn open(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
-        .append(true)
+        .write(true)
         .create(true)
         .mode(MODE)
         .open(path)
@@ -259,7 +283,7 @@ fn lock(path: &Path) -> Result<File, AuditFileError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let lock = folder(path).join(format!(".{name}.lock"));
     let failed = |source| AuditFileError::io(&lock, source);
-    let file = append_to(&lock).map_err(failed)?;
+    let file = open(&lock).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(AuditFileError::InUse(path.to_owned())),
@@ -307,6 +331,23 @@ fn last_rotated(path: &Path) -> Result<Option<Head>, AuditFileError> {
         Some((Some(head), whole)) if whole == len => Ok(Some(head)),
         _ => Err(AuditFileError::NotAnAudit(path)),
     }
+}
+
+/// Up to where there are lines: less than all, if a crash of the machine left zeros where data should
+/// be. From the line in which they begin nothing can go on, whatever comes after them.
+fn before_zeros(file: &File, len: u64) -> io::Result<u64> {
+    let start = len.saturating_sub(MAX_LOST);
+    let mut end = vec![0; usize::try_from(len - start).unwrap_or(0)];
+    file.read_exact_at(&mut end, start)?;
+    let Some(zeros) = end.iter().position(|byte| *byte == 0) else {
+        return Ok(len);
+    };
+    end.truncate(zeros);
+    let line = end.iter().rposition(|byte| *byte == b'\n').map(|at| at + 1);
+    Ok(match line {
+        Some(line) => start + line as u64,
+        None => start + zeros as u64,
+    })
 }
 
 /// The last whole record of a file that is not empty, and where it ends; `None` if what is there

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::audit::{Chain, Draft, Event, Head, Record};
-use tokio::task::{spawn_blocking, yield_now};
+use tokio::task::{JoinHandle, spawn_blocking, yield_now};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::file::AuditFile;
@@ -29,12 +29,14 @@ const MAX_UNSYNCED: usize = 1 << 20;
 /// The file, and what is to be in it next.
 #[derive(Debug)]
 pub(super) struct Writer {
-    file: AuditFile,
+    pub(super) file: AuditFile,
     /// Kept so that it is not allocated each time.
     lines: Vec<u8>,
     /// The last of them.
     head: Head,
     stdout: bool,
+    /// What stdout has not taken yet.
+    copying: Option<JoinHandle<io::Result<()>>>,
     sync_delay: Option<Duration>,
     /// When all that was written has to be on disk.
     due: Option<Instant>,
@@ -65,7 +67,7 @@ pub(super) async fn run(log: Arc<Log>, mut writer: Writer, wakers: Wakers) {
     let close_at_end = CloseAtEnd(Arc::clone(&log));
     loop {
         let (batch, written);
-        match log.next(writer.due).await {
+        match writer.next(&log).await {
             Next::Write(taken) => {
                 writer.seal(&taken.records, taken.unwritten, &log.replica);
                 (writer, written) = writer.write().await;
@@ -74,7 +76,7 @@ pub(super) async fn run(log: Arc<Log>, mut writer: Writer, wakers: Wakers) {
                     taken.written.send_replace(Some(true));
                     wakers.wake();
                     writer.wake_when_due(&log);
-                    writer = writer.copied(&log).await;
+                    writer.copy();
                 }
                 batch = taken;
             }
@@ -99,14 +101,12 @@ pub(super) async fn run(log: Arc<Log>, mut writer: Writer, wakers: Wakers) {
             tracing::info!("the audit can be written again");
         }
     }
-    let (writer, synced) = match writer.file.unsynced() {
-        0 => (writer, Ok(())),
-        _ => writer.sync().await,
-    };
+    let (mut writer, synced) = writer.sync().await;
     if let Err(error) = synced {
         let path = writer.file.path().display();
         tracing::error!(%path, %error, "the audit's last records may not be on disk");
     }
+    writer.copied().await;
     drop(close_at_end);
 }
 
@@ -134,34 +134,15 @@ async fn recover(log: &Log, mut writer: Writer) -> (Writer, bool) {
                 }
             }
             log.metrics.audit_broken(false);
-            return (writer.copied(log).await, true);
+            writer.copied().await;
+            writer.copy();
+            return (writer, true);
         }
         log.queue().unwritten += unwritten;
     }
 }
 
 impl Log {
-    /// Waits for records, or until what was written has to be on disk.
-    async fn next(&self, due: Option<Instant>) -> Next {
-        loop {
-            // Those who are about to record something do so first.
-            yield_now().await;
-            if due.is_some_and(|due| due <= Instant::now()) {
-                return Next::Sync;
-            }
-            {
-                let mut queue = self.queue();
-                if !queue.batch.records.is_empty() {
-                    return Next::Write(queue.take());
-                }
-                if queue.state == State::Closing {
-                    return Next::End;
-                }
-            }
-            self.told.notified().await;
-        }
-    }
-
     /// Lets go of what could not be written, and of all that came meanwhile.
     fn fail(&self, batch: &Batch) {
         let mut queue = self.queue();
@@ -191,6 +172,7 @@ impl Writer {
             stdout: options.stdout,
             sync_delay: options.sync_delay,
             due: None,
+            copying: None,
             metrics,
         };
         let started = Record::new(now(), Event::Started { torn_bytes });
@@ -202,11 +184,40 @@ impl Writer {
         let appended = writer.file.append_synced(&writer.lines, writer.head);
         appended.map_err(|source| AuditFileError::io(&options.path, source))?;
         writer.metrics.audit_synced();
-        if writer.stdout {
-            // A copy: the file is what counts.
-            let _ = copy(&writer.lines);
-        }
+        writer.copy();
         Ok(writer)
+    }
+
+    /// Waits for records, or until what was written has to be on disk.
+    async fn next(&mut self, log: &Log) -> Next {
+        loop {
+            // Those who are about to record something do so first.
+            yield_now().await;
+            if self.due.is_some_and(|due| due <= Instant::now()) {
+                return Next::Sync;
+            }
+            if self.copying.is_some() {
+                // The disk does not wait for stdout, which may hold up the end as well.
+                if self.due.is_some() && log.queue().state == State::Closing {
+                    return Next::Sync;
+                }
+                tokio::select! {
+                    () = self.copied() => {}
+                    () = log.told.notified() => {}
+                }
+                continue;
+            }
+            {
+                let mut queue = log.queue();
+                if !queue.batch.records.is_empty() {
+                    return Next::Write(queue.take());
+                }
+                if queue.state == State::Closing {
+                    return Next::End;
+                }
+            }
+            log.told.notified().await;
+        }
     }
 
     /// Makes these the next records; and one more if it is to be told how many are missing.
@@ -279,16 +290,27 @@ impl Writer {
         (writer, synced)
     }
 
-    /// The copy on stdout; the file is what counts.
-    async fn copied(self, log: &Log) -> Self {
-        if !self.stdout {
-            return self;
+    /// Begins the copy on stdout; the file is what counts.
+    fn copy(&mut self) {
+        if self.stdout {
+            let lines = std::mem::take(&mut self.lines);
+            self.copying = Some(spawn_blocking(move || {
+                let mut stdout = io::stdout().lock();
+                stdout.write_all(&lines)?;
+                stdout.flush()
+            }));
         }
-        let (writer, copied) = self.apart(|it| copy(&it.lines)).await;
-        if copied.is_err() {
-            log.metrics.audit_not_copied();
+    }
+
+    /// Waits until stdout has it. May be dropped, and called again.
+    async fn copied(&mut self) {
+        if let Some(copying) = &mut self.copying {
+            let copied = copying.await;
+            self.copying = None;
+            if !matches!(copied, Ok(Ok(()))) {
+                self.metrics.audit_not_copied();
+            }
         }
-        writer
     }
 
     /// Does something that may take long on a thread for such things.
@@ -309,10 +331,4 @@ impl Writer {
             },
         }
     }
-}
-
-fn copy(lines: &[u8]) -> io::Result<()> {
-    let mut stdout = io::stdout().lock();
-    stdout.write_all(lines)?;
-    stdout.flush()
 }

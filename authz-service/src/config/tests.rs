@@ -377,7 +377,7 @@ fn bounds_that_bound_nothing_are_refused() {
         ("policy", "pool_acquire_timeout_ms", 60_000),
         ("policy", "query_timeout_ms", 60_000),
         ("tunnel", "open_timeout_ms", 60_000),
-        ("audit", "sync_delay_ms", 10_000),
+        ("audit", "sync_delay_ms", 60_000),
         ("dns", "timeout_ms", 60_000),
         ("dns", "cache_entries", 10_000_000),
         ("dns", "max_ttl_ms", 86_400_000),

@@ -74,7 +74,7 @@ async fn ask(
 }
 
 /// So long that in no test the disk gets a record by itself.
-const DELAYED: (&str, &str) = ("AGENT_GATEWAY__AUDIT__SYNC_DELAY_MS", "10000");
+const DELAYED: (&str, &str) = ("AGENT_GATEWAY__AUDIT__SYNC_DELAY_MS", "60000");
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whenever_it_is_killed_the_chain_is_whole_and_holds_all_that_was_answered() {
@@ -153,6 +153,8 @@ async fn so_it_does_where_answers_do_not_wait_for_the_disk() {
 }
 
 async fn full_disk(settings: &[(&str, &str)]) {
+    // So that records have one length everywhere: what is left of the disk takes none of them.
+    let replica = ("AGENT_GATEWAY__AUDIT__REPLICA", "gw-1");
     let folder = tempfile::tempdir().unwrap();
     let path = file_in(&folder);
     let mut scene = Scene::start_with(&[(path.0, &path.1)]).await;
@@ -160,7 +162,7 @@ async fn full_disk(settings: &[(&str, &str)]) {
         database_url: scene.database.url(),
         hosts: "127.0.0.1 docstore".to_owned(),
         private: vec![(DESTINATION.to_owned(), vec!["127.0.0.1/32".to_owned()])],
-        environment: [&[(path.0, path.1.as_str())], settings]
+        environment: [&[(path.0, path.1.as_str()), replica], settings]
             .concat()
             .into_iter()
             .map(|(name, value)| (name.to_owned(), value.to_owned()))

@@ -221,6 +221,11 @@ fn what_was_written_is_written_again_after_the_disk_lost_it() {
         fs::write(&path, [&torn, lost].concat()).unwrap();
         file.end = super::End::Lost;
         assert!(!file.has_room(0));
+        // Nor is it forgotten when the disk fails again.
+        file.failing_syncs = 2;
+        for _ in 0..2 {
+            append_with(&mut file, AuditFile::append_synced).unwrap_err();
+        }
         append_with(&mut file, AuditFile::append_synced).unwrap();
         assert_eq!(file.unsynced(), 0);
         assert_eq!(file.head().seq, 6);
@@ -238,7 +243,52 @@ fn the_part_of_a_line_that_did_not_fit_is_removed_and_what_came_before_it_stays(
     content.extend_from_slice(b"{\"caller\"");
     fs::write(&path, content).unwrap();
     file.end = super::End::Torn;
+    // The failure may be of what came before it, which must not be forgotten.
+    file.failing_syncs = 1;
+    write(&mut file).unwrap_err();
+    assert_eq!(file.end, super::End::Lost);
     write(&mut file).unwrap();
     assert_eq!(verified(std::slice::from_ref(&path)), file.head());
     assert_eq!(file.head().seq, 3);
+}
+
+/// As a crash of the machine leaves it: the file's length was on disk, and some of its data was not.
+#[test]
+fn what_a_crash_of_the_machine_left_out_ends_the_chain() {
+    let (_folder, path) = folder();
+    let (mut file, _) = AuditFile::open(&path, LARGE).unwrap();
+    append(&mut file, 400).unwrap();
+    drop(file);
+    let whole = fs::read(&path).unwrap();
+    // Far from the end, with whole lines after it; up to the end; and the last of all.
+    for zeros in [
+        4096..8192,
+        4096..whole.len(),
+        whole.len() - 100..whole.len() - 1,
+        0..100,
+    ] {
+        let mut content = whole.clone();
+        content[zeros.clone()].fill(0);
+        fs::write(&path, content).unwrap();
+        let (mut file, torn) = AuditFile::open(&path, LARGE).unwrap();
+        let kept = whole[..zeros.start].iter().filter(|byte| **byte == b'\n');
+        let kept = kept.count();
+        assert_eq!(file.head().seq, kept as u64);
+        assert!(usize::try_from(torn).unwrap() >= whole.len() - zeros.start);
+        append(&mut file, 1).unwrap();
+        assert_eq!(verified(std::slice::from_ref(&path)).seq, kept as u64 + 1);
+    }
+}
+
+#[test]
+fn a_file_that_somebody_cut_off_is_gone_on_with_where_it_ends() {
+    let (_folder, path) = folder();
+    let (mut file, _) = AuditFile::open(&path, LARGE).unwrap();
+    append(&mut file, 2).unwrap();
+    // As programs do that rotate files of those who don't notice.
+    fs::write(&path, "").unwrap();
+    append(&mut file, 2).unwrap();
+    let content = fs::read(&path).unwrap();
+    assert!(content.starts_with(b"{"), "a hole");
+    assert_eq!(file.head().seq, 4);
 }
