@@ -154,7 +154,7 @@ async fn a_full_queue_refuses_and_what_it_refused_is_recorded() {
 }
 
 /// So long that the disk gets nothing by itself.
-const LATER: Option<Duration> = Some(Duration::from_secs(3600));
+const LATER: Option<Duration> = Some(Duration::from_hours(1));
 
 #[tokio::test]
 async fn after_the_end_nothing_is_taken_and_all_that_was_taken_is_on_disk() {
