@@ -116,9 +116,26 @@ impl AuditFile {
             failing_syncs: 0,
             _lock: lock,
         };
+        opened.keep_lines_of_end(found.len()).map_err(failed)?;
         opened.mend().map_err(failed)?;
         sync_folder(path).map_err(failed)?;
         Ok((opened, found.len() - len))
+    }
+
+    /// Copies what is about to be removed, up to `end`, if there are whole lines in it: behind a hole
+    /// that is no accident of ours, those were records.
+    fn keep_lines_of_end(&self, end: u64) -> io::Result<()> {
+        let mut removed = vec![0; usize::try_from(end - self.len).unwrap_or(0)];
+        self.file.read_exact_at(&mut removed, self.len)?;
+        if !removed.contains(&b'\n') {
+            return Ok(());
+        }
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        let kept = format!("{name}.torn-{:016}", self.head.seq + 1);
+        let kept = open(&self.path.with_file_name(kept))?;
+        kept.set_len(0)?;
+        kept.write_all_at(&removed, 0)?;
+        kept.sync_all()
     }
 
     pub(super) fn path(&self) -> &Path {

@@ -194,6 +194,19 @@ async fn what_the_disk_did_not_take_is_denied_and_not_in_the_file() {
 }
 
 #[tokio::test]
+async fn nor_is_it_in_the_file_after_a_stop_at_that_moment() {
+    let scene = Scene::start_with(None, 1);
+    // The writer waits then, and after the failure it waits again, until the stop.
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(scene.audit.record(&deny()).await, Err(Unwritable));
+    scene.writer.close().await;
+    let text = fs::read_to_string(options(&scene.folder).path).unwrap();
+    assert!(!text.contains("\"decision\""), "{text}");
+}
+
+#[tokio::test]
 async fn what_was_answered_before_the_disk_failed_stays() {
     let scene = Scene::start_with(Some(Duration::from_millis(1)), 3);
     assert_eq!(scene.audit.record(&deny()).await, Ok(()));

@@ -82,7 +82,7 @@ async fn whenever_it_is_killed_the_chain_is_whole_and_holds_all_that_was_answere
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn so_it_is_where_answers_do_not_wait_for_the_disk() {
+async fn killed_where_answers_do_not_wait_for_the_disk_it_holds_all_that_was_answered_too() {
     killed(&[DELAYED]).await;
 }
 
@@ -148,7 +148,7 @@ async fn a_full_disk_denies_everything_and_says_so_until_there_is_space() {
 }
 
 #[tokio::test]
-async fn so_it_does_where_answers_do_not_wait_for_the_disk() {
+async fn a_full_disk_denies_everything_where_answers_do_not_wait_for_it_too() {
     full_disk(&[DELAYED]).await;
 }
 

@@ -255,7 +255,7 @@ fn the_part_of_a_line_that_did_not_fit_is_removed_and_what_came_before_it_stays(
 /// As a crash of the machine leaves it: the file's length was on disk, and some of its data was not.
 #[test]
 fn what_a_crash_of_the_machine_left_out_ends_the_chain() {
-    let (_folder, path) = folder();
+    let (folder, path) = folder();
     let (mut file, _) = AuditFile::open(&path, LARGE).unwrap();
     append(&mut file, 400).unwrap();
     drop(file);
@@ -269,12 +269,24 @@ fn what_a_crash_of_the_machine_left_out_ends_the_chain() {
     ] {
         let mut content = whole.clone();
         content[zeros.clone()].fill(0);
-        fs::write(&path, content).unwrap();
+        fs::write(&path, &content).unwrap();
         let (mut file, torn) = AuditFile::open(&path, LARGE).unwrap();
         let kept = whole[..zeros.start].iter().filter(|byte| **byte == b'\n');
         let kept = kept.count();
         assert_eq!(file.head().seq, kept as u64);
-        assert!(usize::try_from(torn).unwrap() >= whole.len() - zeros.start);
+        let torn = usize::try_from(torn).unwrap();
+        assert!(torn >= whole.len() - zeros.start);
+        // Whole lines are not thrown away.
+        let removed = &content[content.len() - torn..];
+        let aside = folder
+            .path()
+            .join(format!("audit.jsonl.torn-{:016}", kept + 1));
+        if removed.contains(&b'\n') {
+            assert_eq!(fs::read(&aside).unwrap(), removed);
+            fs::remove_file(aside).unwrap();
+        } else {
+            assert!(!aside.exists());
+        }
         append(&mut file, 1).unwrap();
         assert_eq!(verified(std::slice::from_ref(&path)).seq, kept as u64 + 1);
     }
